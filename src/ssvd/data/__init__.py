@@ -1,0 +1,21 @@
+"""Corpora as checked Lhotse cuts, one utterance each: reading, choosing, dividing, writing, and their audio."""
+
+from .audio import load_audio
+from .corpus import read_corpus
+from .manifests import write_cuts
+from .selection import field_names, field_value, select
+from .splits import split_by_speaker, text_overlap
+from .utterances import Corpus, Skipped
+
+__all__ = [
+    "Corpus",
+    "Skipped",
+    "field_names",
+    "field_value",
+    "load_audio",
+    "read_corpus",
+    "select",
+    "split_by_speaker",
+    "text_overlap",
+    "write_cuts",
+]

@@ -1,0 +1,86 @@
+"""Audio files: their headers, and their samples."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from lhotse import Recording
+from lhotse.audio.backend import set_current_audio_backend
+
+from ..errors import UserError
+
+# Lhotse's own choice hands the names of some files to a shell (sph2pipe) and tries slow decoders on broken ones.
+set_current_audio_backend("LibsndfileBackend")
+
+# RIFF sizes from here on stand for "length unknown": programs that write into a pipe cannot go back to fill it in.
+_UNKNOWN_RIFF_SIZE = 0x7F000000
+
+
+def is_file(path: Path) -> bool:
+    """Whether this is a file that can be seen; false, not an error, for impossible names and closed folders."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def read_recording(path: Path, recording_id: str) -> Recording:
+    """The header of an audio file (WAV, FLAC, MP3, Ogg; any rate, any number of channels) as a Lhotse recording.
+
+    Raises:
+        ValueError: the file is missing, unreadable, empty, or shorter than its header says (WAV and FLAC; a cut-off
+            MP3 or Ogg file shows only when it is decoded). The message completes "utterance x: ...".
+    """
+    if not is_file(path):
+        raise ValueError(f"there is no audio file {path}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"the audio file {path} is empty (0 bytes)")
+    try:
+        recording = Recording.from_file(path, recording_id=recording_id)
+    except Exception as error:  # each decoder has its own
+        reason = str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
+        raise ValueError(f"the audio file {path} cannot be read ({reason})") from error
+    if recording.num_samples == 0:
+        raise ValueError(f"the audio file {path} holds no samples")
+    if _is_cut_off(path, recording.num_samples):
+        raise ValueError(f"the audio file {path} is cut off: it ends before the length that its header gives")
+    return recording
+
+
+def _is_cut_off(path: Path, num_samples: int) -> bool:
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:4] == b"RIFF":  # libsndfile quietly takes what is there
+        size = struct.unpack("<I", start[4:])[0]
+        return size < _UNKNOWN_RIFF_SIZE and size + 8 > path.stat().st_size
+    if start[:4] == b"fLaC":
+        try:
+            with soundfile.SoundFile(path) as file:
+                file.seek(num_samples - 1)
+                return len(file.read(1)) == 0
+        except soundfile.LibsndfileError:
+            return True
+    return False
+
+
+def load_audio(cut: Any, sampling_rate: int) -> np.ndarray:
+    """The samples of a cut, resampled, several channels mixed to one by their mean.
+
+    Returns:
+        float32 array of shape (samples,), within [-1, 1].
+
+    Raises:
+        UserError: the audio cannot be decoded, or is not finite; the message names the file.
+    """
+    path = cut.recording.sources[0].source
+    try:
+        samples = cut.resample(sampling_rate).load_audio()
+    except Exception as error:  # decoders and lhotse raise many kinds
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"Utterance {cut.id}: the audio of {path} cannot be decoded ({reason}).") from error
+    mono = samples.mean(axis=0, dtype=np.float32)
+    if mono.size == 0 or not np.isfinite(mono).all():
+        raise UserError(f"Utterance {cut.id}: the audio of {path} holds no samples, or some that are not numbers.")
+    return np.clip(mono, -1.0, 1.0)

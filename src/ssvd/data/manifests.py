@@ -1,0 +1,88 @@
+"""Cuts in Lhotse's own format: JSON Lines, gzipped or not."""
+
+import codecs
+import gzip
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lhotse import CutSet, MonoCut, MultiCut
+from lhotse.audio import AudioSource
+from lhotse.serialization import deserialize_item, save_to_jsonl
+
+from .audio import is_file
+from .tables import JsonRow
+from .utterances import ROUNDING, Skipped
+
+
+def is_manifest(rows: Sequence[JsonRow]) -> bool:
+    """Whether rows are Lhotse's, going by the first that is JSON; a table has path and text."""
+    first = next((row for _, row in rows if not isinstance(row, str)), {})
+    return not {"path", "text"} <= first.keys() and not {"supervisions", "recording", "sources"}.isdisjoint(first)
+
+
+def read_manifest(folder: Path, rows: Sequence[JsonRow]) -> list[tuple[str, Any] | Skipped]:
+    """(where, cut) for each supervision of each cut.
+
+    A cut with several supervisions is split into one cut each. Headers are not read again: only that the audio exists
+    is checked. Relative audio paths are looked for in the working directory, as Lhotse does, then in `folder`.
+    """
+    items: list[tuple[str, Any] | Skipped] = []
+    for where, row in rows:
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            items += [(where, cut) for cut in _cuts(folder, row)]
+        except ValueError as error:
+            items.append(Skipped(where, str(error)))
+    return items
+
+
+def _cuts(folder: Path, row: dict[str, Any]) -> list[Any]:
+    try:
+        cut = deserialize_item(row)
+    except Exception as error:  # Lhotse trusts its files: any kind of error shows a damaged one
+        raise ValueError(f"the line is not a cut of Lhotse ({error!r})") from error
+    if not isinstance(cut, MonoCut | MultiCut):
+        raise ValueError(
+            f"the line is a {type(cut).__name__}, not a cut of one recording (lhotse cut simple makes cuts)"
+        )
+    if not cut.has_recording or not cut.supervisions:
+        raise ValueError(f"cut {cut.id} has no {'supervision' if cut.has_recording else 'recording'}")
+    sources = [_found(source, folder, cut.id) for source in cut.recording.sources]
+    if cut.duration <= 0 or cut.start < 0 or cut.end > cut.recording.duration + ROUNDING:
+        recording = f"0 to {cut.recording.duration:g} s"
+        raise ValueError(
+            f"cut {cut.id}, {cut.start:g} to {cut.end:g} s, is empty or outside its recording, {recording}"
+        )
+    cut.recording = replace(cut.recording, sources=sources)
+    return [cut] if len(cut.supervisions) == 1 else list(cut.trim_to_supervisions(keep_overlapping=False))
+
+
+def _found(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:
+    if source.type != "file":  # Lhotse would run a "command" in a shell
+        raise ValueError(f"the audio of cut {cut_id} is a {source.type}; only files are read")
+    for base in (Path.cwd(), folder.absolute()):
+        if is_file(base / source.source):
+            return replace(source, source=str(base / source.source))
+    raise ValueError(f"there is no audio file {source.source}")
+
+
+def write_cuts(cuts: CutSet, path: Path | str) -> None:
+    """Write cuts as Lhotse JSONL, gzipped where the name ends in .gz, with absolute audio paths.
+
+    The same cuts give the same bytes. Read them with `read_corpus`, or with Lhotse.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as raw:
+        # A gzip file usually holds its name and the time.
+        file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+        with codecs.getwriter("utf-8")(file) as text:
+            save_to_jsonl((_with_absolute_paths(cut).to_dict() for cut in cuts), text)
+
+
+def _with_absolute_paths(cut: Any) -> Any:
+    sources = [replace(source, source=str(Path(source.source).absolute())) for source in cut.recording.sources]
+    return replace(cut, recording=replace(cut.recording, sources=sources))
