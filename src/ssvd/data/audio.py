@@ -16,6 +16,8 @@ set_current_audio_backend("LibsndfileBackend")
 
 # RIFF sizes from here on stand for "length unknown": programs that write into a pipe cannot go back to fill it in.
 _UNKNOWN_RIFF_SIZE = 0x7F000000
+# Some programs miscount the header or a padding byte.
+_RIFF_SLACK = 64
 
 
 def is_file(path: Path) -> bool:
@@ -40,8 +42,7 @@ def read_recording(path: Path, recording_id: str) -> Recording:
     try:
         recording = Recording.from_file(path, recording_id=recording_id)
     except Exception as error:  # each decoder has its own
-        reason = str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
-        raise ValueError(f"the audio file {path} cannot be read ({reason})") from error
+        raise ValueError(f"the audio file {path} cannot be read ({_reason(error, path)})") from error
     if recording.num_samples == 0:
         raise ValueError(f"the audio file {path} holds no samples")
     if _is_cut_off(path, recording.num_samples):
@@ -49,12 +50,18 @@ def read_recording(path: Path, recording_id: str) -> Recording:
     return recording
 
 
+def _reason(error: BaseException, path: Path | str) -> str:
+    while error.__cause__ is not None:  # Lhotse wraps errors, some of which lose their message by that
+        error = error.__cause__
+    return str(error).strip().split("\n")[0].removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
+
+
 def _is_cut_off(path: Path, num_samples: int) -> bool:
     with path.open("rb") as file:
         start = file.read(8)
     if start[:4] == b"RIFF":  # libsndfile quietly takes what is there
         size = struct.unpack("<I", start[4:])[0]
-        return size < _UNKNOWN_RIFF_SIZE and size + 8 > path.stat().st_size
+        return size < _UNKNOWN_RIFF_SIZE and size > path.stat().st_size + _RIFF_SLACK
     if start[:4] == b"fLaC":
         try:
             with soundfile.SoundFile(path) as file:
@@ -78,7 +85,7 @@ def load_audio(cut: Any, sampling_rate: int) -> np.ndarray:
     try:
         samples = cut.resample(sampling_rate).load_audio()
     except Exception as error:  # decoders and lhotse raise many kinds
-        reason = str(error).strip().split("\n")[0]
+        reason = _reason(error, path)
         raise UserError(f"Utterance {cut.id}: the audio of {path} cannot be decoded ({reason}).") from error
     mono = samples.mean(axis=0, dtype=np.float32)
     if mono.size == 0 or not np.isfinite(mono).all():

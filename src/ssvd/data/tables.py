@@ -111,7 +111,7 @@ def _utterance(where: str, folder: Path, row: Mapping[str, Any]) -> Utterance | 
     except ValueError:
         return Skipped(where, "start and duration must be numbers, in seconds")
     # A file may hold several utterances: its name and the start in milliseconds tell them apart.
-    default_id = Path(path).with_suffix("").as_posix() + ("" if start is None else f"-{round(start * 1000):07d}")
+    default_id = Path(path).with_suffix("").as_posix() + ("" if start is None else f"-{start * 1000:07.0f}")
     return Utterance(
         where=where,
         id=text_of("id") or default_id,
