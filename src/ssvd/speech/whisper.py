@@ -1,0 +1,444 @@
+"""Whisper (Radford et al. 2022, arXiv 2212.04356): OpenAI's checkpoints, their descendants, small ones of one's own."""
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoConfig,
+    GenerationMixin,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+from ..data import load_audio
+from ..errors import UserError
+
+IGNORED = -100  # label of positions that do not count in the loss
+MULTILINGUAL_VOCABULARY = 51865  # OpenAI's English-only models have one token less
+PAUSE = 0.2  # seconds: a long recording is cut in the middle of the quietest stretch of this length
+
+
+class Batch(NamedTuple):
+    """Utterances as tensors, on the CPU.
+
+    One longer than the window fills several consecutive rows; in a batch with labels each fills one.
+    """
+
+    ids: list[str]
+    pieces: list[int]  # rows of each utterance
+    languages: list[str | None]  # code of each utterance's language; None where unknown or meaningless
+    features: Tensor  # (rows, mels, frames of the window), float32: log-mel spectra as Whisper scales them
+    frames: Tensor  # (rows,), int64: frames of speech, the rest is padding
+    decoder_input_ids: Tensor | None  # (rows, length), int64: prompt and text
+    labels: Tensor | None  # (rows, length), int64: text and end; IGNORED at prompt and padding
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """Masking of bands and stretches of speech (Park et al. 2019, arXiv 1904.08779), drawn from torch's CPU generator.
+
+    Each mask has a width drawn uniformly from 0 to its limit and lies within the speech, never in the padding. Masked
+    values become 0, near the middle of Whisper's scale.
+    """
+
+    frequency_masks: int = 2
+    frequency_width: int = 27  # mel bands
+    time_masks: int = 10
+    time_share: float = 0.05  # of an utterance's frames, each mask
+
+    def __call__(self, features: Tensor, frames: Tensor) -> Tensor:
+        """Masked copy of features (batch, mels, frames) whose rows hold `frames` (batch,) frames of speech."""
+        batch, mels, length = features.shape
+        frames = frames.cpu()
+        widths = torch.full((batch,), min(self.frequency_width, mels))
+        bands = _masked(mels, torch.full((batch,), mels), widths, self.frequency_masks)
+        times = _masked(length, frames, (frames * self.time_share).long(), self.time_masks)
+        return features.masked_fill((bands[:, :, None] | times[:, None, :]).to(features.device), 0.0)
+
+
+def _masked(length: int, extents: Tensor, widths: Tensor, masks: int) -> Tensor:
+    """(batch, length): where one of `masks` intervals of up to `widths` within the first `extents` positions lies."""
+    width = (torch.rand(len(extents), masks) * (widths[:, None] + 1)).floor()
+    start = (torch.rand(len(extents), masks) * (extents[:, None] - width + 1)).floor()
+    position = torch.arange(length)
+    return ((position >= start[..., None]) & (position < (start + width)[..., None])).any(dim=1)
+
+
+class _RowLimits(StoppingCriteria):
+    """Ends each utterance at its own length, so that its text does not depend on the others of its batch."""
+
+    def __init__(self, limits: Tensor) -> None:
+        self.limits = limits
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        beams = len(input_ids) // len(self.limits)
+        return (input_ids.shape[1] >= self.limits).repeat_interleave(beams)
+
+
+@contextmanager
+def _evaluation(module: nn.Module) -> Iterator[None]:
+    """Neither gradients nor dropout, until the end, when the module is again in the mode that it was in."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
+
+
+class Whisper:
+    """A Whisper checkpoint as a `SpeechModel`.
+
+    The prompt of the decoder follows the checkpoint: <|startoftranscript|>, language and task where it is multilingual,
+    <|notimestamps|> where it has that token. The language of an utterance is that of its supervision ("Dutch", "nl",
+    "nl-BE"), else `language`, else, in decoding only, what the model detects.
+
+    Args:
+        module: The network, not yet wrapped by PEFT.
+        processor: Its tokenizer and feature extractor.
+        window: Seconds of input, at most the model's own (30): the encoder sees shorter features and uses the first
+            of its positions. `save` writes all of them.
+        language: Name or code, of utterances that do not state theirs.
+        task: "transcribe" or "translate".
+        dtype: What `save` stores the weights in.
+
+    Raises:
+        UserError: the window, language or task is none that the model has.
+    """
+
+    def __init__(
+        self,
+        module: WhisperForConditionalGeneration,
+        processor: WhisperProcessor,
+        *,
+        window: float | None = None,
+        language: str | None = None,
+        task: str = "transcribe",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.module: nn.Module = module
+        self.spec_augment: SpecAugment | None = None
+        self._tokenizer = processor.tokenizer
+        self._features = processor.feature_extractor
+        self._processor = processor
+        self._dtype = dtype
+        self._config = copy.deepcopy(module.config)
+        module.config.apply_spec_augment = False  # Transformers' own masking would come on top
+        self.sampling_rate: int = self._features.sampling_rate
+        self._set_window(module, window)
+        self._set_tokens(module, language, task)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
+    ) -> "Whisper":
+        """Load float32 weights (from safetensors files only), tokenizer and feature extractor; see `load_model`."""
+        try:
+            dtype = AutoConfig.from_pretrained(name).dtype or torch.float32
+            module, report = WhisperForConditionalGeneration.from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"The weights of {name} cannot be read from safetensors files; pickled ones (.bin, .pt) are never "
+                "loaded, so convert those first, and fetch damaged files anew."
+            ) from error
+        if report["missing_keys"]:
+            raise UserError(f"The checkpoint {name} lacks weights, among them {min(report['missing_keys'])}.")
+        try:
+            processor = WhisperProcessor.from_pretrained(name)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"The tokenizer or feature extractor of {name} cannot be read: copy tokenizer.json, "
+                "tokenizer_config.json and preprocessor_config.json from the model that it comes from."
+            ) from error
+        return cls(module.eval(), processor, window=window, language=language, task=task, dtype=dtype)
+
+    def _set_window(self, module: WhisperForConditionalGeneration, window: float | None) -> None:
+        """Truncate the encoder's positions to `window` seconds and remember all of them."""
+        encoder = module.model.encoder
+        self._positions = encoder.embed_positions.weight.detach()
+        stride = encoder.conv1.stride[0] * encoder.conv2.stride[0] * self._features.hop_length  # samples a position
+        own = len(self._positions)
+        positions = own if window is None else round(window * self.sampling_rate / stride)
+        if not 0 < positions <= own:
+            limit = own * stride / self.sampling_rate
+            raise UserError(f"A window of {window:g} s is not possible: this model takes more than 0, up to {limit:g}.")
+        if positions < own:
+            encoder.embed_positions = nn.Embedding.from_pretrained(self._positions[:positions].clone())
+            module.config.max_source_positions = positions
+        self._samples = positions * stride
+        self.window: float = self._samples / self.sampling_rate
+
+    def _set_tokens(self, module: WhisperForConditionalGeneration, language: str | None, task: str) -> None:
+        """Find the special tokens: in the generation config, else in the vocabulary."""
+        config, generation = module.config, module.generation_config
+        vocabulary = self._tokenizer.get_vocab()
+        start, end = generation.decoder_start_token_id, generation.eos_token_id
+        self._start: int = config.decoder_start_token_id if start is None else start
+        self._end: int = end[0] if isinstance(end, list) else config.eos_token_id if end is None else end
+        self._no_timestamps: int | None = getattr(
+            generation, "no_timestamps_token_id", vocabulary.get("<|notimestamps|>")
+        )
+        # The vocabulary alone cannot tell: OpenAI's English-only one holds the tokens of all languages too.
+        multilingual = getattr(generation, "is_multilingual", None)
+        if multilingual is None:
+            multilingual = config.vocab_size >= MULTILINGUAL_VOCABULARY
+        tokens = {code: vocabulary.get(f"<|{code}|>") for code in LANGUAGES} if multilingual else {}
+        self._languages: dict[str, int] = {code: token for code, token in tokens.items() if token is not None}
+        self._task: int = vocabulary.get(f"<|{task}|>", -1)
+        if task not in ("transcribe", "translate") or (self._task < 0 if self._languages else task == "translate"):
+            raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
+        self._language = self._language_code(language)
+        # A vocabulary with words that begin with a space: there OpenAI's texts begin with one as well.
+        self._has_words = len(self._tokenizer.tokenize(" a")) == 1
+
+    def _language_code(self, language: str | None) -> str | None:
+        """Whisper's code of a language given by English name or BCP-47 tag; None if none is given or needed."""
+        if not language or not self._languages:
+            return None
+        name = language.strip().lower()
+        code = TO_LANGUAGE_CODE.get(name, re.split("[-_]", name)[0])
+        if code not in self._languages:
+            raise UserError(
+                f"This model does not know the language {language!r}: give its English name or ISO 639 code."
+            )
+        return code
+
+    def _prompt(self, language: str | None) -> list[int]:
+        tokens = [self._start]
+        if self._languages:
+            if language is None:
+                raise UserError("The language is not stated, in the data or as an option, and this model needs it.")
+            tokens += [self._languages[language], self._task]
+        return tokens if self._no_timestamps is None else [*tokens, self._no_timestamps]
+
+    def adaptable_layers(self) -> list[str]:
+        """Names of all linear layers of encoder and decoder: attention and feed-forward, not the output projection."""
+        output = self._whisper.get_output_embeddings()
+        layers = self._whisper.named_modules()
+        return [name for name, layer in layers if isinstance(layer, nn.Linear) and layer is not output]
+
+    def check(self, cut: Any) -> str | None:
+        """Why the utterance cannot be trained on (too long, no text, too much of it, no language), or None."""
+        try:
+            self._target(cut)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _target(self, cut: Any) -> list[int]:
+        """Prompt, text and end of an utterance as tokens."""
+        if round(cut.duration * self.sampling_rate) > self._samples:
+            raise UserError(
+                f"It lasts {cut.duration:.2f} s and the window is {self.window:g} s: cut it, or leave it out."
+            )
+        text = " ".join(s.text.strip() for s in cut.supervisions if s.text).strip()
+        if not text:
+            raise UserError("It has no text to learn: transcribe it, or leave it out.")
+        tokens = self._tokenizer.encode(f" {text}" if self._has_words else text, add_special_tokens=False)
+        if self._end in tokens or self._tokenizer.unk_token_id in tokens:
+            raise UserError(f"Its text has marks that the model's vocabulary lacks: {text!r}.")
+        prompt = self._prompt(self._cut_language(cut))
+        # The last token is predicted, never read, so it needs no position.
+        length, limit = len(prompt) + len(tokens), self._config.max_target_positions
+        if length > limit:
+            raise UserError(f"Its text takes {length} tokens and the decoder has {limit}: cut it, or leave it out.")
+        return [*prompt, *tokens, self._end]
+
+    def _cut_language(self, cut: Any) -> str | None:
+        stated = next((s.language for s in cut.supervisions if s.language), None)
+        return self._language_code(stated) or self._language
+
+    def collate(self, cuts: Iterable[Any], *, text: bool = True) -> Batch:
+        """Read utterances as one batch: with `text` to train on or decode, without it only to decode.
+
+        Without `text`, one longer than the window is cut at its pauses. Its text is learnt as it stands.
+
+        Raises:
+            UserError: an utterance cannot be read or, with `text`, `check` finds fault with it; it is named.
+        """
+        cuts = list(cuts)
+        languages, targets = [], []
+        for cut in cuts:
+            try:
+                languages.append(self._cut_language(cut))
+                if text:
+                    targets.append(torch.tensor(self._target(cut)))
+            except UserError as error:
+                raise UserError(f"Utterance {cut.id}: {error}") from None
+        audio = [load_audio(cut, self.sampling_rate) for cut in cuts]
+        pieces = [[samples] if text else self._split(samples) for samples in audio]
+        batch = self._batch([cut.id for cut in cuts], pieces, languages)
+        if not text:
+            return batch
+        inputs = pad_sequence([target[:-1] for target in targets], batch_first=True, padding_value=self._end)
+        labels = pad_sequence([target[1:] for target in targets], batch_first=True, padding_value=IGNORED)
+        labels[:, : len(self._prompt(languages[0])) - 1] = IGNORED
+        return batch._replace(decoder_input_ids=inputs, labels=labels)
+
+    def _batch(self, ids: list[str], pieces: list[list[np.ndarray]], languages: list[str | None]) -> Batch:
+        rows = [piece[: self._samples] for utterance in pieces for piece in utterance]
+        features = self._features(
+            rows, sampling_rate=self.sampling_rate, max_length=self._samples, return_tensors="pt"
+        ).input_features
+        frames = torch.tensor([-(-len(row) // self._features.hop_length) for row in rows])
+        return Batch(ids, [len(utterance) for utterance in pieces], languages, features, frames, None, None)
+
+    def _split(self, samples: np.ndarray) -> list[np.ndarray]:
+        """Pieces that fit the window, each cut at the quietest pause of the window's second half."""
+        pieces = []
+        while len(samples) > self._samples + self._features.hop_length:  # resampling may add a sample or two
+            tail = samples[self._samples // 2 : self._samples].astype(np.float64)
+            width = min(round(PAUSE * self.sampling_rate), len(tail) // 2)
+            energy = np.cumsum(tail**2)
+            latest = np.argmin((energy[width:] - energy[:-width])[::-1])
+            cut = self._samples - int(latest) - width // 2
+            pieces.append(samples[:cut])
+            samples = samples[cut:]
+        return [*pieces, samples]
+
+    def loss(self, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy of text and end given prompt and audio: the mean over the batch's tokens, a float32 scalar.
+
+        The prompt is read, not learnt: decoding always gives it. In training mode `spec_augment` masks the features.
+        """
+        like = self._whisper.model.encoder.conv1.weight
+        features = batch.features.to(like)
+        if self.spec_augment is not None and self.module.training:
+            features = self.spec_augment(features, batch.frames)
+        if batch.decoder_input_ids is None or batch.labels is None:
+            raise ValueError("the batch has no labels: collate it with text=True")
+        inputs, labels = batch.decoder_input_ids.to(like.device), batch.labels.to(like.device)
+        logits = self.module(input_features=features, decoder_input_ids=inputs, use_cache=False).logits
+        counted = labels != IGNORED
+        return nn.functional.cross_entropy(logits[counted].float(), labels[counted], label_smoothing=label_smoothing)
+
+    def transcribe(self, batch: Batch, *, beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
+        """The text of each utterance by greedy or beam search, without special tokens and outer spaces.
+
+        An utterance gets at most 16 tokens and 15 for each second (30 where the vocabulary is of characters or of many
+        languages, some of which take several tokens a syllable), which is faster than people speak: a model that
+        repeats itself without end stops there, at `max_new_tokens` or at the decoder's own limit. Its text does not
+        depend on the others of its batch.
+        """
+        with _evaluation(self.module):
+            languages = batch.languages
+            if self._languages and None in languages:
+                first_rows = np.cumsum([0, *batch.pieces[:-1]])
+                detected = self._detect(batch.features[first_rows])
+                languages = [stated or heard for stated, heard in zip(languages, detected, strict=True)]
+            rows = [language for language, n in zip(languages, batch.pieces, strict=True) for _ in range(n)]
+            texts = iter(self._decode(batch.features, batch.frames, rows, beams, max_new_tokens))
+        return [" ".join(filter(None, islice(texts, n))) for n in batch.pieces]
+
+    def _detect(self, features: Tensor) -> list[str | None]:
+        """The code of the language of each row: the likeliest of the language tokens after the first token."""
+        whisper = self._whisper
+        start = torch.full((len(features), 1), self._start, device=whisper.device)
+        features = features.to(whisper.model.encoder.conv1.weight)
+        logits = whisper(input_features=features, decoder_input_ids=start).logits[:, -1]
+        codes = list(self._languages)
+        return [codes[best] for best in logits[:, list(self._languages.values())].argmax(-1).tolist()]
+
+    def _decode(
+        self, features: Tensor, frames: Tensor, languages: Sequence[str | None], beams: int, max_new_tokens: int | None
+    ) -> list[str]:
+        whisper = self._whisper
+        encoded = whisper.model.encoder(features.to(whisper.model.encoder.conv1.weight))
+        prompts = torch.tensor([self._prompt(language) for language in languages], device=whisper.device)
+        rate = 15 if self._has_words and not self._languages else 30
+        seconds = frames * self._features.hop_length / self.sampling_rate
+        room = self._config.max_target_positions - prompts.shape[1]
+        limits = (16 + rate * seconds).long().clamp(max=min(max_new_tokens or room, room))
+        limits = (prompts.shape[1] + limits).to(whisper.device)
+        options = copy.deepcopy(whisper.generation_config)
+        options.update(
+            max_length=int(limits.max()),
+            num_beams=beams,
+            do_sample=False,
+            eos_token_id=self._end,
+            pad_token_id=self._end,
+            return_dict_in_generate=False,
+        )
+        # Whisper's own `generate` is made for 30 s and timestamps, and takes no prompt for each row.
+        tokens = GenerationMixin.generate(
+            whisper,
+            generation_config=options,
+            encoder_outputs=encoded,
+            attention_mask=encoded.last_hidden_state.new_ones(encoded.last_hidden_state.shape[:2]),
+            decoder_input_ids=prompts,
+            stopping_criteria=StoppingCriteriaList([_RowLimits(limits)]),
+        )
+        return [text.strip() for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def transcribe_audio(
+        self,
+        samples: np.ndarray,
+        *,
+        language: str | None = None,
+        beams: int = 1,
+        max_new_tokens: int | None = None,
+        batch_size: int = 8,
+    ) -> str:
+        """The text of a recording of any length, cut into windows at its pauses, each decoded on its own.
+
+        Args:
+            samples: float array (samples,), mono, at `sampling_rate`, within [-1, 1].
+            language: Name or code; None for the model's option, else detected in the first piece.
+            beams: 1 for greedy search.
+            max_new_tokens: A limit for each piece.
+            batch_size: Pieces decoded at once.
+
+        Raises:
+            UserError: the model does not know the language.
+        """
+        pieces = self._split(np.asarray(samples, dtype=np.float32))
+        code = self._language_code(language) or self._language
+        if self._languages and code is None:
+            with _evaluation(self.module):
+                (code,) = self._detect(self._batch([""], [pieces[:1]], [None]).features)
+        texts: list[str] = []
+        for start in range(0, len(pieces), batch_size):
+            rows = pieces[start : start + batch_size]
+            batch = self._batch([""], [rows], [code])
+            texts += self.transcribe(batch, beams=beams, max_new_tokens=max_new_tokens)
+        return " ".join(filter(None, texts))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a plain Transformers checkpoint and its processor: all positions, the dtype of the source, safetensors.
+
+        Raises:
+            TypeError: an adapter is still apart; assign `module.merge_and_unload()` to `module` first.
+        """
+        if not isinstance(self.module, WhisperForConditionalGeneration):
+            raise TypeError("merge the adapter before saving: speech.module = speech.module.merge_and_unload()")
+        whole = copy.deepcopy(self.module).to(self._dtype)
+        positions = self._positions.to(whole.model.encoder.embed_positions.weight).clone()
+        positions[: len(whole.model.encoder.embed_positions.weight)] = (
+            whole.model.encoder.embed_positions.weight.detach()
+        )
+        whole.model.encoder.embed_positions = nn.Embedding.from_pretrained(positions)
+        whole.config = copy.deepcopy(self._config)
+        whole.save_pretrained(folder)
+        self._processor.save_pretrained(folder)
+
+    @property
+    def _whisper(self) -> WhisperForConditionalGeneration:
+        return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
