@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ssvd.data import read_corpus
 from ssvd.errors import UserError
@@ -57,6 +59,7 @@ def check(path: Path, where: str, reason: str, good: int = 1) -> None:
     ("row", "reason"),
     [
         ("x,missing.wav,hello,,", r"there is no audio file .*missing\.wav"),
+        (f"x,{'long' * 2000},hello,,", r"there is no audio file"),
         ("x,,hello,,", "the row has no path"),
         ("x,good.wav,,,", "utterance x has no text"),
         ("x,good.wav,   ,,", "utterance x has no text"),
@@ -127,6 +130,41 @@ def test_unusable_file(tmp_path, name, content, reason, skip_bad):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=reason):
         read_corpus(tmp_path / name, skip_bad=skip_bad)
+
+
+WORDS = ["path", "text", "start", "good.wav", "hello", "x", "0.1", "-1", "nan", "1e999", "9" * 5000, "../", "é\u2028"]
+PIECES = [
+    *(word.encode() for word in WORDS),
+    b"null",
+    b"\r\n",
+    b"\xff",
+    *(bytes([code]) for code in b',\t \n":{}[|\x00'),
+]
+
+
+@given(
+    name=st.sampled_from(["t.csv", "t.tsv", "t.jsonl", "text"]),
+    pieces=st.lists(st.sampled_from(PIECES), max_size=30),
+)
+@settings(max_examples=150, deadline=None)
+def test_nothing_but_user_errors(tmp_path_factory, name, pieces):
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    folder.mkdir(exist_ok=True)
+    audio(folder / "good.wav")
+    (folder / "wav.scp").write_text("x good.wav\n")
+    start = {
+        "t.csv": b"path,text,start\ngood.wav,",
+        "t.tsv": b"path\ttext\n",
+        "t.jsonl": b'{"path": "good.wav", "text":',
+    }
+    (folder / name).write_bytes(start.get(name, b"") + b"".join(pieces))
+    for skip_bad in (False, True):
+        try:
+            corpus = read_corpus(folder if name == "text" else folder / name, skip_bad=skip_bad)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert len(corpus.cuts)
 
 
 def test_utf16(tmp_path):
@@ -241,7 +279,9 @@ def cut(path: Path, **changes) -> dict:
         ({"supervisions": []}, "cut x has no supervision"),
         ({"duration": 0.9}, r"cut x, 0 to 0\.9 s, is empty or outside its recording, 0 to 0\.2 s"),
         ({}, "the id x is taken already by .*:1"),
-        ({"type": "Sausage"}, "the line is not a cut of Lhotse"),
+        ({"type": "Sausage"}, "Unexpected cut type"),
+        ({"duration": "long"}, "the line is not a cut of Lhotse"),
+        ({"id": 5}, "ids and texts of cut 5 must be text"),
         ({"type": "MixedCut", "tracks": []}, "not a cut of"),
     ],
 )

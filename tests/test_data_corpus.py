@@ -106,6 +106,14 @@ def test_loud_audio_stays_within_one(tmp_path):
     assert np.abs(load_audio(cut, 16000)).max() == 1.0
 
 
+def test_wav_written_into_a_pipe_does_not_know_its_length(tmp_path):
+    data = tone(tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(data[:4] + b"\xff\xff\xff\xff" + data[8:40] + b"\xff\xff\xff\xff" + data[44:])
+    (tmp_path / "t.csv").write_text("path,text\na.wav,hello\n")
+    (cut,) = read_corpus(tmp_path / "t.csv").cuts
+    assert len(load_audio(cut, 16000)) == 8000
+
+
 def test_audio_that_breaks_after_reading_names_the_file(tmp_path):
     tone(tmp_path / "a.flac")
     (tmp_path / "t.csv").write_text("path,text\na.flac,hello\n")
@@ -209,6 +217,8 @@ def test_cuts_survive_writing_and_reading(tmp_path, monkeypatch):
     assert list(read_corpus("out/one.jsonl.gz").cuts) == list(corpus.cuts)
     assert list(read_corpus("out").cuts) == list(corpus.cuts)
     assert list(CutSet.from_file("out/one.jsonl.gz")) == list(corpus.cuts)
+    write_cuts(corpus.cuts, "plain.jsonl")
+    assert list(read_corpus("plain.jsonl").cuts) == list(corpus.cuts)
     write_cuts(corpus.cuts, "two.jsonl.gz")
     assert Path("two.jsonl.gz").read_bytes() == Path("out/one.jsonl.gz").read_bytes()
     lines = gzip.decompress(Path("two.jsonl.gz").read_bytes()).splitlines()

@@ -58,9 +58,11 @@ def test_nothing_to_score_is_nan_and_null_in_json():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="differ in number"):
         score(["a", "b"], ["a"])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="differ in number"):
+        score(["a", "b"], ["a", "b"], speakers=["s"])
+    with pytest.raises(ValueError, match="differ in number"):
         compare(["a"], ["a"], ["a", "b"])
 
 

@@ -239,6 +239,9 @@ class _Kept:
         speakers: Sequence[str | None] | None,
         normaliser_name: str,
     ) -> "_Kept":
+        lengths = {len(texts) for texts in (references, *systems, references if speakers is None else speakers)}
+        if len(lengths) > 1:
+            raise ValueError(f"references, hypotheses and speakers differ in number: {sorted(lengths)}")
         normalise = normaliser(normaliser_name)
         speakers = [None] * len(references) if speakers is None else speakers
         normalised = [normalise(reference) for reference in references]

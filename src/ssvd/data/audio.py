@@ -51,8 +51,8 @@ def read_recording(path: Path, recording_id: str) -> Recording:
 
 
 def _reason(error: BaseException, path: Path | str) -> str:
-    while error.__cause__ is not None:  # Lhotse wraps errors, some of which lose their message by that
-        error = error.__cause__
+    while inner := error.__cause__ or error.__context__:  # some lose their message when Lhotse raises them anew
+        error = inner
     return str(error).strip().split("\n")[0].removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
 
 

@@ -36,20 +36,22 @@ def read_manifest(folder: Path, rows: Sequence[JsonRow]) -> list[tuple[str, Any]
             items += [(where, cut) for cut in _cuts(folder, row)]
         except ValueError as error:
             items.append(Skipped(where, str(error)))
+        except Exception as error:  # Lhotse trusts its files: any other kind of error shows a damaged one
+            items.append(Skipped(where, f"the line is not a cut of Lhotse ({error!r})"))
     return items
 
 
 def _cuts(folder: Path, row: dict[str, Any]) -> list[Any]:
-    try:
-        cut = deserialize_item(row)
-    except Exception as error:  # Lhotse trusts its files: any kind of error shows a damaged one
-        raise ValueError(f"the line is not a cut of Lhotse ({error!r})") from error
+    cut = deserialize_item(row)
     if not isinstance(cut, MonoCut | MultiCut):
         raise ValueError(
             f"the line is a {type(cut).__name__}, not a cut of one recording (lhotse cut simple makes cuts)"
         )
-    if not cut.has_recording or not cut.supervisions:
-        raise ValueError(f"cut {cut.id} has no {'supervision' if cut.has_recording else 'recording'}")
+    if not cut.has_recording or not cut.recording.sources or not cut.supervisions:
+        raise ValueError(f"cut {cut.id} has no {'recording' if cut.supervisions else 'supervision'}")
+    texts = [cut.id, *(value for segment in cut.supervisions for value in (segment.id, segment.text or ""))]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"ids and texts of cut {cut.id} must be text")
     sources = [_found(source, folder, cut.id) for source in cut.recording.sources]
     if cut.duration <= 0 or cut.start < 0 or cut.end > cut.recording.duration + ROUNDING:
         recording = f"0 to {cut.recording.duration:g} s"

@@ -68,7 +68,7 @@ def jsonl_rows(path: Path) -> list[JsonRow]:
         row: Any
         try:
             row = json.loads(text) if is_utf8(text) else "the line is not UTF-8"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             row = f"the line is not JSON ({error})"
         rows.append((f"{path}:{line}", row if isinstance(row, dict | str) else "the line is not a JSON object"))
     return rows

@@ -15,7 +15,7 @@ from .audio import read_recording
 # Times in transcripts are rounded; a segment may end this many seconds after its recording and is then clipped.
 ROUNDING = 0.1
 
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
