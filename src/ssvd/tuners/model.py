@@ -83,7 +83,7 @@ class SSVDModel(BaseTuner):
                 f"{type(target).__name__} needs fan_in_fan_out={fan_in_fan_out}; it is used as such.", stacklevel=2
             )
             peft_config.fan_in_fan_out = fan_in_fan_out
-        layer = SSVDLayer(target, fan_in_fan_out)
+        layer = SSVDLayer(target, fan_in_fan_out).train(target.training)
         layer.set_adapter(self.active_adapters)
         layer.update_layer(adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
