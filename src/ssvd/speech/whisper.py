@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -34,10 +34,7 @@ PAUSE = 0.2  # seconds: a long recording is cut in the middle of the quietest st
 
 
 class Batch(NamedTuple):
-    """Utterances as tensors, on the CPU.
-
-    One longer than the window fills several consecutive rows; in a batch with labels each fills one.
-    """
+    """Utterances as tensors: a row each, or several consecutive ones for an utterance longer than the window."""
 
     ids: list[str]
     pieces: list[int]  # rows of each utterance
@@ -217,7 +214,7 @@ class Whisper:
         code = TO_LANGUAGE_CODE.get(name, re.split("[-_]", name)[0])
         if code not in self._languages:
             raise UserError(
-                f"This model does not know the language {language!r}: give its English name or ISO 639 code."
+                f"This model does not know the language {language!r}: give its English name or ISO 639-1 code."
             )
         return code
 
@@ -318,14 +315,16 @@ class Whisper:
         """Cross-entropy of text and end given prompt and audio: the mean over the batch's tokens, a float32 scalar.
 
         The prompt is read, not learnt: decoding always gives it. In training mode `spec_augment` masks the features.
+
+        Raises:
+            ValueError: the batch was collated without text.
         """
-        like = self._whisper.model.encoder.conv1.weight
-        features = batch.features.to(like)
-        if self.spec_augment is not None and self.module.training:
-            features = self.spec_augment(features, batch.frames)
         if batch.decoder_input_ids is None or batch.labels is None:
             raise ValueError("the batch has no labels: collate it with text=True")
-        inputs, labels = batch.decoder_input_ids.to(like.device), batch.labels.to(like.device)
+        features = self._placed(batch.features)
+        if self.spec_augment is not None and self.module.training:
+            features = self.spec_augment(features, batch.frames)
+        inputs, labels = batch.decoder_input_ids.to(features.device), batch.labels.to(features.device)
         logits = self.module(input_features=features, decoder_input_ids=inputs, use_cache=False).logits
         counted = labels != IGNORED
         return nn.functional.cross_entropy(logits[counted].float(), labels[counted], label_smoothing=label_smoothing)
@@ -337,6 +336,11 @@ class Whisper:
         languages, some of which take several tokens a syllable), which is faster than people speak: a model that
         repeats itself without end stops there, at `max_new_tokens` or at the decoder's own limit. Its text does not
         depend on the others of its batch.
+
+        Args:
+            batch: Labels, if it has any, are not looked at.
+            beams: 1 for greedy search.
+            max_new_tokens: A tighter limit for each row.
         """
         with _evaluation(self.module):
             languages = batch.languages
@@ -352,16 +356,15 @@ class Whisper:
         """The code of the language of each row: the likeliest of the language tokens after the first token."""
         whisper = self._whisper
         start = torch.full((len(features), 1), self._start, device=whisper.device)
-        features = features.to(whisper.model.encoder.conv1.weight)
-        logits = whisper(input_features=features, decoder_input_ids=start).logits[:, -1]
+        logits = whisper(input_features=self._placed(features), decoder_input_ids=start).logits[:, -1]
         codes = list(self._languages)
         return [codes[best] for best in logits[:, list(self._languages.values())].argmax(-1).tolist()]
 
     def _decode(
-        self, features: Tensor, frames: Tensor, languages: Sequence[str | None], beams: int, max_new_tokens: int | None
+        self, features: Tensor, frames: Tensor, languages: list[str | None], beams: int, max_new_tokens: int | None
     ) -> list[str]:
         whisper = self._whisper
-        encoded = whisper.model.encoder(features.to(whisper.model.encoder.conv1.weight))
+        encoded = whisper.model.encoder(self._placed(features))
         prompts = torch.tensor([self._prompt(language) for language in languages], device=whisper.device)
         rate = 15 if self._has_words and not self._languages else 30
         seconds = frames * self._features.hop_length / self.sampling_rate
@@ -377,7 +380,7 @@ class Whisper:
             pad_token_id=self._end,
             return_dict_in_generate=False,
         )
-        # Whisper's own `generate` is made for 30 s and timestamps, and takes no prompt for each row.
+        # Whisper's own `generate` would make the prompt from settings that some checkpoints lack.
         tokens = GenerationMixin.generate(
             whisper,
             generation_config=options,
@@ -430,10 +433,9 @@ class Whisper:
         if not isinstance(self.module, WhisperForConditionalGeneration):
             raise TypeError("merge the adapter before saving: speech.module = speech.module.merge_and_unload()")
         whole = copy.deepcopy(self.module).to(self._dtype)
-        positions = self._positions.to(whole.model.encoder.embed_positions.weight).clone()
-        positions[: len(whole.model.encoder.embed_positions.weight)] = (
-            whole.model.encoder.embed_positions.weight.detach()
-        )
+        running = whole.model.encoder.embed_positions.weight.detach()
+        positions = self._positions.to(running, copy=True)
+        positions[: len(running)] = running
         whole.model.encoder.embed_positions = nn.Embedding.from_pretrained(positions)
         whole.config = copy.deepcopy(self._config)
         whole.save_pretrained(folder)
@@ -442,3 +444,6 @@ class Whisper:
     @property
     def _whisper(self) -> WhisperForConditionalGeneration:
         return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+
+    def _placed(self, features: Tensor) -> Tensor:
+        return features.to(self._whisper.model.encoder.conv1.weight)
