@@ -205,11 +205,11 @@ def test_autocast_computes_in_its_dtype_and_keeps_float32_gradients(dtype):
         assert torch.linalg.norm(got - want) < 0.02 * torch.linalg.norm(want)
 
 
-def test_nothing_of_the_size_of_tokens_by_k_is_kept_for_the_backward_pass():
-    W, basis, theta, s = draw_layer(16, 24, 8, "approx", 0, torch.float32)
+@pytest.mark.parametrize(("k", "width"), [(6, 6), (16, 24)])
+def test_little_of_the_input_is_kept_for_the_backward_pass(k, width):
+    W, basis, theta, s = draw_layer(16, 24, k, "approx", 0, torch.float32)
     x = torch.randn(1000, 24, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         spectral_linear(x, W, None, basis.U, basis.V, core_change(basis.S, theta, s, "approx"))
-    assert [t.shape for t in kept if len(t) == 1000] == [x.shape]
-    assert all(t.data_ptr() == x.data_ptr() for t in kept if len(t) == 1000)
+    assert [t.shape for t in kept if len(t) == 1000] == [(1000, width)]

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 
@@ -10,8 +10,8 @@ def spectral_linear(x: Tensor, W: Tensor, bias: Tensor | None, U: Tensor, V: Ten
     """Apply a linear layer whose weight W is changed in the basis (U, V), arXiv 2509.02830.
 
     Computes in the dtype of autocast where that is on, else in that of W. The frozen part stays exact: with a zero
-    change the result is that of the plain layer, bit for bit. The backward pass needs x and the changed weight, nothing
-    else of the size of x.
+    change the result is that of the plain layer, bit for bit. What is kept for the backward pass is `x V`, (..., k), or
+    x where k is so large that the gradient of the core is cheaper to take from that of the whole weight.
 
     Args:
         x: (..., n), any number of leading dimensions, which together are the tokens.
@@ -43,38 +43,59 @@ def compute_dtype(W: Tensor) -> torch.dtype:
 
 class _SpectralLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, W: Tensor, bias: Tensor | None, U: Tensor, V: Tensor, change: Tensor
-    ) -> Tensor:
+    def forward(ctx, x, W, bias, U, V, change):  # type: ignore[no-untyped-def]
         dtype = compute_dtype(W)
         if dtype != W.dtype:  # autocast: below, its own conversions find nothing left to do
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-        weight = effective_weight(W, U, V, change, dtype)
-        ctx.save_for_backward(x, weight, U, V)
-        return linear(x, weight, bias)
+        few, whole = _has_few_tokens(x, U, V), ctx.needs_input_grad[1] or _prefers_weight_gradient(x, U, V)
+        xV = x @ V.to(dtype) if few or (ctx.needs_input_grad[5] and not whole) else None
+        if few:
+            weight = W.to(dtype)
+            y = linear(x, weight, bias) + xV @ change.to(dtype).mT @ U.to(dtype).mT
+        else:
+            weight = effective_weight(W, U, V, change, dtype)
+            y = linear(x, weight, bias)
+        ctx.save_for_backward(x if whole else xV, W if few else weight, U, V, change if few else None)
+        ctx.whole = whole
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        x, weight, U, V = ctx.saved_tensors
+        kept, weight, U, V, change = ctx.saved_tensors
         wants_x, wants_W, wants_bias, _, _, wants_change = ctx.needs_input_grad
-        dx = dy @ weight if wants_x else None
-        dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-        db = dy.sum(0) if wants_bias else None
-        dW = dy.mT @ x if wants_W or (wants_change and _prefers_weight_gradient(len(x), U, V)) else None
-        dC = _core_gradient(dy, x, U.to(x.dtype), V.to(x.dtype), dW) if wants_change else None
+        weight, U, V = weight.to(dy.dtype), U.to(dy.dtype), V.to(dy.dtype)
+        dx = dW = dC = None
+        if wants_x:
+            dx = dy @ weight
+            if change is not None:
+                dx += dy @ U @ change.to(dy.dtype) @ V.mT
+        dy = dy.reshape(-1, len(U))
+        if wants_W or (wants_change and ctx.whole):
+            dW = dy.mT @ kept.reshape(-1, len(V))
+        if wants_change:
+            right = dW @ V if ctx.whole else dy.mT @ kept.reshape(len(dy), kept.shape[-1])
+            dC = U.mT @ right
         # Autograd converts each gradient to the dtype of its input.
-        return dx, dW if wants_W else None, db, None, None, dC
+        return dx, dW if wants_W else None, dy.sum(0) if wants_bias else None, None, None, dC
 
 
-def _prefers_weight_gradient(tokens: int, U: Tensor, V: Tensor) -> bool:
-    """Whether the gradient of the core costs less by way of that of the whole weight than in thin products."""
-    (m, k), n = U.shape, len(V)
+def _has_few_tokens(x: Tensor, U: Tensor, V: Tensor) -> bool:
+    """Whether a training step costs less by way of the activations than by forming the changed weight.
+
+    Counts the multiplications that the two ways do not share: `(x V) change^T U^T` and its backward pass to x, against
+    `U change V^T`.
+    """
+    (m, k), n, tokens = U.shape, len(V), _count(x)
+    return tokens * (2 * m + n + 2 * k) < m * n + k * min(m, n)
+
+
+def _prefers_weight_gradient(x: Tensor, U: Tensor, V: Tensor) -> bool:
+    """Whether the gradient of the core costs less by way of that of the whole weight than by way of `x V`."""
+    (m, k), n, tokens = U.shape, len(V), _count(x)
     return (tokens + k) * m * n < tokens * k * (m + n)
 
 
-def _core_gradient(dy: Tensor, x: Tensor, U: Tensor, V: Tensor, dW: Tensor | None) -> Tensor:
-    """`U^T dy^T x V`, (k, k), multiplied in the order in which the square factors come last and on the shorter side."""
-    if len(V) <= len(U):
-        return (U.mT @ dW if dW is not None else (dy @ U).mT @ x) @ V
-    return U.mT @ (dW @ V if dW is not None else dy.mT @ (x @ V))
+def _count(x: Tensor) -> int:
+    """Number of tokens."""
+    return x.numel() // max(1, x.shape[-1])
