@@ -35,7 +35,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ssvd import SSVDConfig
 from ssvd.spectral import Basis
-from ssvd.tuners import SSVDLayer, registration
+from ssvd.tuners import SSVDLinear, registration
 
 ROTATIONS = ["approx", "strict", "none"]
 
@@ -217,7 +217,7 @@ def test_the_algebra_is_that_of_psoft(approx):
     theirs = get_peft_model(layers(), psoft)
     perturb(ours, std=0.2)
     for name, layer in ours.base_model.model.named_modules():
-        if isinstance(layer, SSVDLayer):
+        if isinstance(layer, SSVDLinear):
             other = theirs.base_model.model.get_submodule(name)
             basis = layer.ssvd_basis["default"]
             signs = (basis.V * other._psoft_A_cache["default"].mT).sum(0).sign()
@@ -332,6 +332,16 @@ def test_an_adapter_added_while_another_is_merged_sees_the_pretrained_weight():
         assert torch.equal(basis.V, fresh.base_model.model.get_submodule(name).ssvd_basis["default"].V)
 
 
+def test_all_linear_finds_adapted_layers_again():
+    model = adapted()
+    model.add_adapter("everywhere", SSVDConfig(target_modules="all-linear"))
+    assert [list(layer.ssvd_basis) for layer in ssvd_layers(model)] == [
+        ["default", "everywhere"],
+        ["default", "everywhere"],
+        ["everywhere"],
+    ]
+
+
 def test_mixed_batches_are_refused():
     with pytest.raises(ValueError, match="no batches of mixed adapters"):
         adapted()(X, adapter_names=["default"] * len(X))
@@ -383,6 +393,8 @@ def test_the_weight_kept_for_decoding_is_never_stale():
     assert torch.equal(model(X), fresh())
     with torch.autocast("cpu", torch.bfloat16):
         assert model(X).dtype == torch.bfloat16
+    model.half().float()
+    assert torch.equal(model(X), fresh())
     model.train()
     assert wide._kept is None
 
@@ -428,7 +440,7 @@ def test_the_file_holds_parameters_and_fingerprints_only(tmp_path):
 
 
 def ssvd_layers(model):
-    return [module for module in model.modules() if isinstance(module, SSVDLayer)]
+    return [module for module in model.modules() if isinstance(module, SSVDLinear)]
 
 
 def flip_signs(folder, seed=0):

@@ -49,11 +49,11 @@ def core_change(S: Tensor, theta: Tensor | None, s: Tensor | None, rotation: str
         (k, k), in float32 (float64 where S is float64), differentiable in theta and s.
     """
     S = S.to(torch.promote_types(S.dtype, torch.float32))
-    scale = S if s is None else S + S * s.to(S.dtype)
-    if theta is None:
-        return torch.diag(scale - S)
-    change = scale[:, None] * _rotation_change(theta.to(S.dtype), len(S), rotation)
-    return change if s is None else change + torch.diag(S * s.to(S.dtype))
+    dS = torch.zeros_like(S) if s is None else S * s.to(S.dtype)
+    change = torch.diag(dS)
+    if theta is not None:
+        change = change + (S + dS)[:, None] * _rotation_change(theta.to(S.dtype), len(S), rotation)
+    return change
 
 
 def orthogonality_error(theta: Tensor, k: int, rotation: str) -> float:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils.other import transpose
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -24,15 +23,15 @@ from ssvd.spectral.linear import compute_dtype
 from .config import SSVDConfig
 
 
-class SSVDLayer(nn.Module, BaseTunerLayer):
+class SSVDLinear(nn.Module, BaseTunerLayer):
     """A linear layer, and for each adapter the frozen basis of its weight and the trained theta and s.
 
     The weight of the layer is left as it is, but while adapters are merged. Several active adapters add up their
     changes of it.
 
-    In `eval` mode without gradients the adapted weight is formed once and kept, which decoding token by token needs. It
-    is formed again after `train()`, after a forward pass with gradients, and when PyTorch's version counter or the
-    memory of a tensor shows that it was changed; only a write through `.data` between two forward passes of an
+    In `eval` mode without gradients the adapted weight is formed once and kept: decoding token by token needs that. It
+    is formed again after `train()`, `to()`, loading or a forward pass with gradients, and when the version counter or
+    the memory of a tensor shows that it was changed; only a write through `.data` between two forward passes of an
     evaluation goes unseen.
 
     Args:
@@ -64,7 +63,7 @@ class SSVDLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.out_features, self.in_features = self._stored(base_layer.weight).shape
         self.register_buffer("_unmerged_weight", None, persistent=False)
-        self._kept: tuple[tuple[object, ...], Tensor] | None = None
+        self._kept: tuple[list[object], Tensor, list[Tensor]] | None = None
 
     def update_layer(self, adapter_name: str, config: SSVDConfig, layer: str) -> None:
         """Add an adapter.
@@ -102,7 +101,7 @@ class SSVDLayer(nn.Module, BaseTunerLayer):
 
     def _stored(self, weight: Tensor) -> Tensor:
         """A weight as (out, in) where it is stored as (in, out), and the other way round."""
-        return transpose(weight, self.fan_in_fan_out)
+        return weight.T if self.fan_in_fan_out else weight
 
     def _change(self, adapter_name: str) -> Tensor:
         theta, s = self.ssvd_theta.get(adapter_name), self.ssvd_s.get(adapter_name)
@@ -123,12 +122,12 @@ class SSVDLayer(nn.Module, BaseTunerLayer):
         U, V = torch.cat([basis.U for basis in bases], 1), torch.cat([basis.V for basis in bases], 1)
         return U, V, torch.block_diag(*(self._change(name) for name in adapters))
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x: (..., in); returns (..., out)."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         if not (adapters := self._active()):
-            return self.base_layer(x, *args, **kwargs)
+            return self.base_layer(x)
         base = self.get_base_layer()
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._kept = None
@@ -144,9 +143,10 @@ class SSVDLayer(nn.Module, BaseTunerLayer):
         dtype = compute_dtype(weight)
         if any(part.is_inference() for part in parts):  # has no version counter
             return effective_weight(self._stored(weight), *self._adapted(adapters), dtype)
-        state = (dtype, *adapters, *((id(part), part._version, part.data_ptr()) for part in parts))
+        state = [dtype, *adapters, *((id(part), part._version, part.data_ptr()) for part in parts)]
         if self._kept is None or self._kept[0] != state:
-            self._kept = state, effective_weight(self._stored(weight), *self._adapted(adapters), dtype)
+            adapted = effective_weight(self._stored(weight), *self._adapted(adapters), dtype)
+            self._kept = state, adapted, parts  # the parts, so that no other tensor gets the id of one of them
         return self._kept[1]
 
     @property
@@ -210,9 +210,13 @@ class SSVDLayer(nn.Module, BaseTunerLayer):
         theta = self.ssvd_theta[adapter_name]
         return orthogonality_error(theta, self.ssvd_basis[adapter_name].k, self.rotation[adapter_name])
 
-    def train(self, mode: bool = True) -> "SSVDLayer":
+    def train(self, mode: bool = True) -> "SSVDLinear":
         self._kept = None
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "SSVDLinear":
+        self._kept = None  # `to` replaces memory without a trace in the version counters
+        return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
@@ -250,7 +254,7 @@ class SSVDLayer(nn.Module, BaseTunerLayer):
                     "dtype, merge the adapter first)."
                 )
             if theta is not None:
-                state_dict[f"{prefix}ssvd_theta.{name}"] = change_signs(theta, signs.cpu(), self.rotation[name])
+                state_dict[f"{prefix}ssvd_theta.{name}"] = change_signs(theta, signs, self.rotation[name])
             state_dict[f"{prefix}ssvd_basis.{name}.fingerprint"] = basis.fingerprint
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import SSVDConfig
-from .layer import SSVDLayer
+from .layer import SSVDLinear
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 _WAV2VEC2 = ["projection", *_ATTENTION, "intermediate_dense", "output_dense"]
@@ -44,7 +44,7 @@ class SSVDModel(BaseTuner):
     """
 
     prefix = "ssvd_"
-    tuner_layer_cls = SSVDLayer
+    tuner_layer_cls = SSVDLinear
     target_module_mapping: ClassVar[dict[str, list[str] | str]] = {
         **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
         **_SPEECH_TARGETS,
@@ -55,7 +55,7 @@ class SSVDModel(BaseTuner):
         return {
             name: module.orthogonality_error(adapter_name)
             for name, module in self.model.named_modules()
-            if isinstance(module, SSVDLayer) and adapter_name in module.ssvd_basis
+            if isinstance(module, SSVDLinear) and adapter_name in module.ssvd_basis
         }
 
     def _create_and_replace(
@@ -68,7 +68,7 @@ class SSVDModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, SSVDLayer):
+        if isinstance(target, SSVDLinear):
             target.update_layer(adapter_name, peft_config, current_key)
             return
         if isinstance(target, BaseTunerLayer) or not isinstance(target, nn.Linear | Conv1D):
@@ -83,7 +83,7 @@ class SSVDModel(BaseTuner):
                 f"{type(target).__name__} needs fan_in_fan_out={fan_in_fan_out}; it is used as such.", stacklevel=2
             )
             peft_config.fan_in_fan_out = fan_in_fan_out
-        layer = SSVDLayer(target, fan_in_fan_out).train(target.training)
+        layer = SSVDLinear(target, fan_in_fan_out).train(target.training)
         layer.set_adapter(self.active_adapters)
         layer.update_layer(adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
