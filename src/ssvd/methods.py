@@ -3,7 +3,7 @@
 A new method is one more row of `METHODS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -60,6 +60,7 @@ def apply_method(
     portion: float = 0.4,
     rank: int | None = None,
     rotation: str = "approx",
+    also_train: Sequence[str] = (),
 ) -> nn.Module:
     """Make a model ready for training with a method.
 
@@ -68,6 +69,7 @@ def apply_method(
         name: Key of `METHODS`.
         layers: Full names of the linear layers to adapt.
         portion, rank, rotation: See `Budget`.
+        also_train: Names, or ends of names, of modules to train whole beside the adapter, which saves them too.
 
     Returns:
         A `PeftModel`, or for full fine-tuning the module itself with all of its parameters trainable.
@@ -84,7 +86,12 @@ def apply_method(
     longer = [n for n, _ in module.named_modules() if n not in shapes and n.endswith(tuple(f".{s}" for s in shapes))]
     if longer:
         raise UserError(f"The name of a layer to adapt is also the end of {longer[0]}: adapt both, or rename one.")
-    return get_peft_model(module, method.config(shapes, budget))
+    for name in also_train:
+        if not any(n == name or n.endswith(f".{name}") for n, _ in module.named_modules()):
+            raise UserError(f"The model has no module {name!r} to train; `named_modules` lists what it has.")
+    config = method.config(shapes, budget)
+    config.modules_to_save = list(also_train) or None
+    return get_peft_model(module, config)
 
 
 def planned_parameters(

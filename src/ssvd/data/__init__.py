@@ -1,6 +1,6 @@
 """Corpora as checked Lhotse cuts, one utterance each: reading, choosing, dividing, writing, and their audio."""
 
-from .audio import load_audio
+from .audio import load_audio, read_recording
 from .corpus import read_corpus
 from .manifests import write_cuts
 from .selection import field_names, field_value, select
@@ -14,6 +14,7 @@ __all__ = [
     "field_value",
     "load_audio",
     "read_corpus",
+    "read_recording",
     "select",
     "split_by_speaker",
     "text_overlap",

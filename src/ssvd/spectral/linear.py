@@ -65,17 +65,19 @@ class _SpectralLinear(torch.autograd.Function):
         kept, weight, U, V, change = ctx.saved_tensors
         wants_x, wants_W, wants_bias, _, _, wants_change = ctx.needs_input_grad
         weight, U, V = weight.to(dy.dtype), U.to(dy.dtype), V.to(dy.dtype)
-        dx = dW = dC = None
-        if wants_x:
-            dx = dy @ weight
-            if change is not None:
-                dx += dy @ U @ change.to(dy.dtype) @ V.mT
-        dy = dy.reshape(-1, len(U))
-        if wants_W or (wants_change and ctx.whole):
-            dW = dy.mT @ kept.reshape(-1, len(V))
-        if wants_change:
-            right = dW @ V if ctx.whole else dy.mT @ kept.reshape(len(dy), kept.shape[-1])
-            dC = U.mT @ right
+        dx = dy @ weight if wants_x else None
+        few = change is not None
+        if few:
+            dyU = dy @ U
+            if wants_x:
+                dx += dyU @ change.to(dy.dtype) @ V.mT
+        dy, kept = dy.reshape(-1, len(U)), kept.reshape(-1, kept.shape[-1]) if kept is not None else None
+        dW = dy.mT @ kept if wants_W or (wants_change and ctx.whole) else None
+        dC = None
+        if wants_change and ctx.whole:
+            dC = U.mT @ (dW @ V)
+        elif wants_change:
+            dC = dyU.reshape(kept.shape).mT @ kept if few else U.mT @ (dy.mT @ kept)
         # Autograd converts each gradient to the dtype of its input.
         return dx, dW if wants_W else None, dy.sum(0) if wants_bias else None, None, None, dC
 
@@ -83,11 +85,10 @@ class _SpectralLinear(torch.autograd.Function):
 def _has_few_tokens(x: Tensor, U: Tensor, V: Tensor) -> bool:
     """Whether a training step costs less by way of the activations than by forming the changed weight.
 
-    Counts the multiplications that the two ways do not share: `(x V) change^T U^T` and its backward pass to x, against
-    `U change V^T`.
+    Counts the multiplications that the two ways do not share, forward and backward.
     """
     (m, k), n, tokens = U.shape, len(V), _count(x)
-    return tokens * (2 * m + n + 2 * k) < m * n + k * min(m, n)
+    return tokens * (3 * k + m + n) < m * n + k * (m + min(m, n))
 
 
 def _prefers_weight_gradient(x: Tensor, U: Tensor, V: Tensor) -> bool:

@@ -25,12 +25,14 @@ class SpeechModel(Protocol):
         spec_augment: Masking of the features by `loss` in training mode; None, the default, for none.
         sampling_rate: Hz.
         window: The longest utterance that is read at once, in seconds.
+        language: Code of the one language that it writes; None where that depends on the utterance.
     """
 
     module: nn.Module
     spec_augment: SpecAugment | None
     sampling_rate: int
     window: float
+    language: str | None
 
     def adaptable_layers(self) -> list[str]:
         """Names in `module`, not yet wrapped, of the linear layers that an adapter may change."""

@@ -203,6 +203,7 @@ class Whisper:
         if task not in ("transcribe", "translate") or (self._task < 0 if self._languages else task == "translate"):
             raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
         self._language = self._language_code(language)
+        self.language: str | None = self._language if self._languages else "en"
         # A vocabulary with words that begin with a space: there OpenAI's texts begin with one as well.
         self._has_words = len(self._tokenizer.tokenize(" a")) == 1
 

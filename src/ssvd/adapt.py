@@ -1,0 +1,557 @@
+"""One fine-tuning run: a pretrained recogniser, a corpus and a method give a run folder (see `ssvd.runs`)."""
+
+import csv
+import errno
+import json
+import logging
+import math
+import os
+import platform
+import random
+import re
+import resource
+import shutil
+import sys
+import time
+import warnings
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+import yaml
+from lhotse import CutSet
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .data import Skipped, field_value, read_corpus, select, split_by_speaker, write_cuts
+from .data.batches import Cuts, RoundBatches
+from .data.text_style import text_style, write_in
+from .errors import UserError
+from .methods import apply_method, find_method, trainable_parameters
+from .runs import read_config, sample_weights, write_json
+from .scoring import normaliser, score
+from .speech import SpecAugment, SpeechModel, load_model
+
+# 4 ||K||^2 of the approximate form: at 0.1 the rotated directions are stretched by up to 5 %.
+ORTHOGONALITY_LIMIT = 0.1
+
+
+class AdaptOptions(BaseModel):
+    """Options of a run; each is written to `config.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str
+    train: list[str]
+    dev: list[str] = []
+    where: list[str] = []
+    skip_bad: bool = False
+    method: str = "ssvd"
+    portion: float = 0.4
+    rank: int | None = None
+    rotation: Literal["approx", "strict", "none"] = "approx"
+    also_train: list[str] = []
+    window: float | None = None
+    language: str | None = None
+    text_style: Literal["auto", "keep", "lower", "upper", "sentence"] = "auto"
+    normaliser: str | None = None
+    epochs: int = Field(10, ge=1)
+    updates_per_epoch: int | None = Field(None, ge=1)
+    batch_size: int = Field(16, ge=1)
+    accumulation: int = Field(1, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    warmup: float = Field(0.1, ge=0, le=1)
+    decay: Literal["linear", "cosine", "inverse-sqrt", "none"] = "linear"
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(5.0, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    spec_augment: bool = True
+    patience: int = Field(4, ge=1)
+    dev_limit: int = Field(500, ge=1)
+    beams: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @field_validator("train", "dev")
+    @classmethod
+    def _absolute(cls, paths: list[str]) -> list[str]:
+        return [str(Path(path).resolve()) for path in paths]  # a run may be resumed from elsewhere
+
+    @field_validator("model")
+    @classmethod
+    def _absolute_folder(cls, model: str) -> str:
+        return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def adapt(
+    options: AdaptOptions | None, run: Path, *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Fine-tune, and return what `result.json` holds.
+
+    An *epoch* is one pass through the data, or `updates_per_epoch` updates. After each the dev utterances are decoded,
+    the best adapter is kept, and the state is written, from which `resume` continues to the same result.
+
+    Args:
+        options: None, to take those of the run that is resumed.
+        run: The run folder; new or empty unless `resume`.
+        resume: Continue an interrupted run.
+        console: Where progress is told; standard error by default.
+
+    Raises:
+        UserError: Bad options or data; the loss became infinite or undefined; the disk is full; the run was
+            interrupted. What was computed before is kept in `run`.
+    """
+    console = console or Console(stderr=True)
+    _quiet()
+    options = _checked_options(options, run, resume)
+    if (run / "result.json").is_file():
+        console.print(f"{run} is complete already.")
+        return json.loads((run / "result.json").read_text(encoding="utf-8"))
+    last = run / "checkpoints" / "last.ckpt"
+    speech = load_model(options.model, window=options.window, language=options.language)
+    method = find_method(options.method)
+    train, dev = _stored_data(run) if last.is_file() else _read_data(options, speech, run, console)
+    layers = speech.adaptable_layers()
+    base = sample_weights(speech.module, layers)
+    torch.manual_seed(options.seed)
+    speech.module = apply_method(
+        speech.module, options.method, layers, options.portion, options.rank, options.rotation, options.also_train
+    )
+    speech.spec_augment = SpecAugment() if options.spec_augment else None
+    rate = options.learning_rate or method.learning_rate
+    training = Adaptation(speech, options, train, dev, run, console, rate)
+    trainer = _trainer(options, run)
+    try:
+        if not last.is_file():
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "config.yaml").write_text(yaml.safe_dump(options.model_dump(), sort_keys=False), encoding="utf-8")
+            write_json(run / "base.json", base)
+            trainer.validate(training, verbose=False)
+            training.choose_text_style()
+            for name, cuts in (("train", train), ("dev", dev)):
+                (run / "data").mkdir(exist_ok=True)
+                write_cuts(CutSet.from_cuts(cuts), run / "data" / f"{name}.jsonl.gz")
+        trainer.fit(training, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C and to the termination signal
+        raise UserError(f"Interrupted; continue with: ssvd adapt --resume --out {run}") from None
+    except (OSError, RuntimeError) as error:
+        if not _is_disk_error(error):
+            raise
+        raise UserError(
+            f"Could not write to {run} ({error}): free some space and continue with: ssvd adapt --resume --out {run}; "
+            "the last complete state is kept."
+        ) from error
+    return training.finish()
+
+
+class Adaptation(lightning.LightningModule):
+    """Training of whatever `requires_grad` in a recogniser, and decoding of dev utterances after each epoch.
+
+    Checkpoints hold what is trained and nothing of the frozen model.
+    """
+
+    def __init__(
+        self,
+        speech: SpeechModel,
+        options: AdaptOptions,
+        train: list[Any],
+        dev: list[Any],
+        run: Path,
+        console: Console,
+        learning_rate: float,
+    ) -> None:
+        super().__init__()
+        self.network: nn.Module = speech.module
+        self.speech, self.options, self.run_folder, self.console = speech, options, run, console
+        self.train_cuts, self.dev_cuts, self.learning_rate = train, dev, learning_rate
+        self.normaliser = options.normaliser or ("english" if speech.language == "en" else "basic")
+        normaliser(self.normaliser)  # refuses an unknown one before any work
+        self.text_style = options.text_style
+        self.series: list[dict[str, Any]] = []
+        self.seconds = 0.0  # of training, decoding left out
+        self._losses: list[torch.Tensor] = []
+        self._hypotheses: list[tuple[str, str]] = []
+        self._updates = len(self._round(0)) // options.accumulation * options.epochs
+
+    # -- data and schedule
+
+    def _round(self, number: int) -> RoundBatches:
+        options = self.options
+        passes = len(self.train_cuts) // min(options.batch_size, len(self.train_cuts))
+        updates = options.updates_per_epoch or math.ceil(passes / options.accumulation)
+        batches = updates * options.accumulation
+        return RoundBatches(len(self.train_cuts), options.batch_size, batches, options.seed, number)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        batches = self._round(self.current_epoch)
+        return DataLoader(
+            Cuts(self.train_cuts),
+            batch_sampler=batches,
+            collate_fn=self.speech.collate,
+            num_workers=self.options.workers,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        collate = partial(self.speech.collate, text=False)
+        size, workers = 2 * self.options.batch_size, self.options.workers
+        return DataLoader(Cuts(self.dev_cuts), batch_size=size, collate_fn=collate, num_workers=workers)
+
+    def configure_optimizers(self) -> Any:
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, self.learning_rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=self.options.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, update: int) -> float:
+        """Share of the peak learning rate."""
+        warmup = max(1, round(self.options.warmup * self._updates))
+        if update < warmup:
+            return (update + 1) / warmup
+        done = (update - warmup) / max(1, self._updates - warmup)
+        match self.options.decay:
+            case "linear":
+                return max(0.0, 1 - done)
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+            case "inverse-sqrt":
+                return math.sqrt(warmup / (update + 1))
+        return 1.0
+
+    # -- training
+
+    def on_train_epoch_start(self) -> None:
+        # All chance of an epoch follows from its number, so a continued run draws what an uninterrupted one draws.
+        lightning.seed_everything(self.options.seed * 10_007 + self.current_epoch, verbose=False)
+        self._losses.clear()
+        self._started = time.monotonic()
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        loss = self.speech.loss(batch, label_smoothing=self.options.label_smoothing)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"The loss became {loss.item()} in epoch {self.current_epoch + 1}; the best adapter until then "
+                f"({self._best_in_words()}) is kept in {self.run_folder}. Start again with a lower --learning-rate "
+                f"than {self.learning_rate:g}."
+            )
+        self._losses.append(loss.detach())
+        self.log("loss", loss, prog_bar=True, logger=True, batch_size=len(batch.ids))
+        return loss
+
+    # -- validation
+
+    @property
+    def _fitting(self) -> bool:
+        return self.trainer.state.fn == "fit"
+
+    def on_validation_epoch_start(self) -> None:
+        if self._fitting:
+            self.seconds += time.monotonic() - self._started
+        self._hypotheses.clear()
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        texts = self.speech.transcribe(batch, beams=self.options.beams)
+        self._hypotheses += zip(batch.ids, texts, strict=True)
+
+    def on_validation_epoch_end(self) -> None:
+        references = [field_value(cut, "text") for cut in self.dev_cuts]
+        hypotheses = [text for _, text in self._hypotheses]
+        result = score(references, hypotheses, normaliser=self.normaliser, resamples=2)
+        trained = self._fitting
+        row = {
+            "epoch": self.current_epoch + 1 if trained else 0,
+            "update": self.trainer.global_step,
+            "seconds": round(self.seconds, 2),
+            "loss": float(torch.stack(self._losses).mean()) if self._losses else None,
+            "dev_wer": result.wer,
+            "dev_cer": result.cer,
+            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"] if trained else None,
+        }
+        best = all(row["dev_wer"] < earlier["dev_wer"] for earlier in self.series)
+        self.series.append(row)
+        self.log("dev_wer", result.wer, prog_bar=True)
+        if best:
+            self._keep_best(references)
+        self._write_metrics()
+        epoch = f"epoch {row['epoch']}/{self.options.epochs}  loss {row['loss']:.3f}" if trained else "before training"
+        self.console.print(
+            f"{epoch}  dev WER {result.wer:.1%}{'  (best)' if best and trained else ''}", highlight=False
+        )
+
+    def _keep_best(self, references: list[str]) -> None:
+        """Put the present adapter, or the whole model, in the place of the best one so far."""
+        target = self.run_folder / ("adapter" if isinstance(self.network, PeftModel) else "model")
+        partial, old = target.with_name(target.name + ".partial"), target.with_name(target.name + ".old")
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(self.network, PeftModel):
+            self.network.save_pretrained(str(partial))
+            (partial / "README.md").write_text(self._card(), encoding="utf-8")
+        else:
+            self.speech.save(partial)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+        folder = self.run_folder / "hypotheses"
+        folder.mkdir(exist_ok=True)
+        with (folder / "dev.jsonl").open("w", encoding="utf-8") as file:
+            for reference, (name, text) in zip(references, self._hypotheses, strict=True):
+                row = {"id": name, "reference": reference, "hypothesis": text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _write_metrics(self) -> None:
+        with (self.run_folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, list(self.series[0]))
+            rows.writeheader()
+            rows.writerows(self.series)
+
+    def _best(self) -> dict[str, Any]:
+        return min(self.series, key=lambda row: row["dev_wer"])
+
+    def _best_in_words(self) -> str:
+        best = self._best()
+        return f"epoch {best['epoch']}, dev WER {best['dev_wer']:.1%}"
+
+    # -- checkpoints
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if isinstance(self.network, PeftModel):
+            return get_peft_model_state_dict(self.network, save_embedding_layers=False)
+        return self.network.state_dict()
+
+    def load_state_dict(self, state_dict: Any, strict: bool = False, assign: bool = False) -> Any:
+        if isinstance(self.network, PeftModel):
+            return set_peft_model_state_dict(self.network, dict(state_dict))
+        return self.network.load_state_dict(state_dict)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {"series": self.series, "seconds": self.seconds, "text_style": self.text_style}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint["progress"].items():
+            setattr(self, name, value)
+
+    # -- before and after
+
+    def choose_text_style(self) -> None:
+        """Where labels are all in one case, and the untouched model wrote in another, take the model's."""
+        labels = text_style(field_value(cut, "text") for cut in self.train_cuts)
+        own = text_style(text for _, text in self._hypotheses)
+        if self.text_style == "auto":
+            other = labels in ("lower", "upper") and own not in (labels, "keep")
+            self.text_style = own if other else "keep"  # type: ignore[assignment]
+            if other:
+                self.console.print(
+                    f"The labels are all in {labels} case, and the model writes {own} case: it learns them so "
+                    "(--text-style keep leaves them)."
+                )
+        for cut in self.train_cuts:
+            cut.supervisions[0].text = write_in(self.text_style, cut.supervisions[0].text)
+
+    def finish(self) -> dict[str, Any]:
+        """Write `result.json`."""
+        options, best = self.options, self._best()
+        trained = trainable_parameters(self.network)
+        total = sum(p.numel() for p in self.network.parameters())
+        kept = self.run_folder / ("adapter" if isinstance(self.network, PeftModel) else "model")
+        result: dict[str, Any] = {
+            "model": options.model,
+            "method": options.method,
+            "trainable_parameters": trained,
+            "trainable_share": trained / (total if options.method == "full" else total - trained),
+            "zero_shot_dev_wer": self.series[0]["dev_wer"],
+            "best_epoch": best["epoch"],
+            "best_dev_wer": best["dev_wer"],
+            "normaliser": self.normaliser,
+            "text_style": self.text_style,
+            "learning_rate": self.learning_rate,
+            "training_seconds": round(self.seconds, 2),
+            "peak_memory_bytes": _peak_memory(self.device),
+            "adapter_bytes": sum(p.stat().st_size for p in kept.glob("*.safetensors")),
+            "series": self.series,
+            "hardware": hardware(self.device),
+            "versions": {name: version(name) for name in ("ssvd", "torch", "transformers", "peft", "lightning")},
+        }
+        errors = {
+            name: layer.orthogonality_error("default")
+            for name, layer in self.network.named_modules()
+            if hasattr(layer, "orthogonality_error")
+        }
+        if errors:
+            result["orthogonality_error"] = max(errors.values())
+            worst = max(errors, key=errors.__getitem__)
+            if options.rotation == "approx" and errors[worst] > ORTHOGONALITY_LIMIT:
+                self.console.print(
+                    f"[yellow]The inner transformation is no rotation any more: ||G^T G - I|| is {errors[worst]:.2f} "
+                    f"in {worst.removeprefix('base_model.model.')}. Lower --learning-rate, or use --rotation strict."
+                )
+        if best["epoch"] == 0:
+            self.console.print(
+                "[yellow]No epoch was better on the dev utterances than the model before training, so what is kept "
+                "changes nothing. Try a lower --learning-rate or more data."
+            )
+        write_json(self.run_folder / "result.json", result)
+        return result
+
+    def _card(self) -> str:
+        options, best = self.options, self._best()
+        data = ", ".join(options.train)
+        return f"""---
+base_model: {options.model}
+library_name: peft
+tags: [automatic-speech-recognition, ssvd, {options.method}]
+---
+
+# {options.method} adapter of {options.model}
+
+Trained on {data}{" where " + " and ".join(options.where) if options.where else ""} with ssvd {version("ssvd")}:
+method {options.method}, {trainable_parameters(self.network):,} trained parameters, learning rate
+{self.learning_rate:g}, epoch {best["epoch"]} of at most {options.epochs}.
+
+| | WER on its dev utterances ({len(self.dev_cuts)}, normaliser {self.normaliser}) |
+|---|---|
+| before | {self.series[0]["dev_wer"]:.1%} |
+| after | {best["dev_wer"]:.1%} |
+
+The epoch was chosen on these utterances, so the second figure flatters; measure it with `ssvd evaluate`.
+
+```python
+import ssvd  # registers the method with PEFT; without it the adapter does not load
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from peft import PeftModel
+from transformers import WhisperForConditionalGeneration
+
+model = WhisperForConditionalGeneration.from_pretrained("{options.model}")
+model = PeftModel.from_pretrained(model, "adapter")
+```
+"""
+
+
+def _checked_options(options: AdaptOptions | None, run: Path, resume: bool) -> AdaptOptions:
+    if not resume:
+        if options is None:
+            raise ValueError("a new run needs options")
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise UserError(f"{run} is not empty: continue that run with --resume, or give another folder with --out.")
+        return options
+    stored = AdaptOptions(**read_config(run))
+    if options is not None:
+        names = [name for name in AdaptOptions.model_fields if getattr(options, name) != getattr(stored, name)]
+        if names:
+            changed = ", ".join(f"{name} was {getattr(stored, name)!r}" for name in names)
+            raise UserError(
+                f"{run} was begun with other options ({changed}): resume it with those, or start a new run."
+            )
+    return stored
+
+
+def _read_data(options: AdaptOptions, speech: SpeechModel, run: Path, console: Console) -> tuple[list[Any], list[Any]]:
+    """Utterances to train on and to decode after each epoch; those left out are listed in the run folder."""
+    skipped: list[Skipped] = []
+
+    def read(paths: list[str]) -> CutSet:
+        corpora = [read_corpus(path, skip_bad=options.skip_bad) for path in paths]
+        skipped.extend(item for corpus in corpora for item in corpus.skipped)
+        return select(CutSet.from_cuts(cut for corpus in corpora for cut in corpus.cuts), options.where)
+
+    train = read(options.train)
+    if options.dev:
+        dev = read(options.dev)
+    else:
+        parts = split_by_speaker(train, {"train": 0.9, "dev": 0.1}, options.seed)
+        train, dev = parts["train"], parts["dev"]
+        console.print(f"No --dev given: {len(dev)} utterances by other speakers are kept from training for it.")
+    reasons = {cut.id: reason for cut in train if (reason := speech.check(cut))}
+    if reasons and not options.skip_bad:
+        count = f"; {len(reasons)} of {len(train)} utterances cannot be used" if len(reasons) > 1 else ""
+        raise UserError(f"{next(iter(reasons.values()))}{count}: correct the data, or leave them out with --skip-bad.")
+    skipped += [Skipped(name, reason) for name, reason in reasons.items()]
+    kept = [cut for cut in train if cut.id not in reasons]
+    if not kept:
+        raise UserError(
+            f"No utterance of {', '.join(options.train)} can be trained on; the first: {skipped[0].reason}."
+        )
+    if skipped:
+        (run / "data").mkdir(parents=True, exist_ok=True)
+        rows = [json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) for item in skipped]
+        (run / "data" / "skipped.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        console.print(f"[yellow]{len(skipped)} utterances are left out; {run}/data/skipped.jsonl says why.")
+    cuts = list(dev)
+    if len(cuts) > options.dev_limit:
+        cuts = random.Random(options.seed).sample(sorted(cuts, key=lambda cut: cut.id), options.dev_limit)
+        console.print(f"{options.dev_limit} of {len(dev)} dev utterances are decoded after each epoch (--dev-limit).")
+    return kept, cuts
+
+
+def _stored_data(run: Path) -> tuple[list[Any], list[Any]]:
+    train, dev = (list(read_corpus(run / "data" / f"{name}.jsonl.gz").cuts) for name in ("train", "dev"))
+    return train, dev
+
+
+def _trainer(options: AdaptOptions, run: Path) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}[options.device],
+        devices=1,
+        precision=_precision(options.device),
+        max_epochs=options.epochs,
+        accumulate_grad_batches=options.accumulation,
+        gradient_clip_val=options.clip,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,  # each epoch has a round of its own
+        log_every_n_steps=10,
+        logger=TensorBoardLogger(run, name="tensorboard", version=""),
+        callbacks=[
+            EarlyStopping("dev_wer", patience=options.patience, mode="min"),
+            # After validation, so that the state knows its result.
+            ModelCheckpoint(run / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False),
+            RichProgressBar(),
+        ],
+        enable_model_summary=False,
+    )
+
+
+def _precision(device: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "32-true"
+
+
+def _is_disk_error(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "file write failed" in str(error) or "No space left" in str(error)  # torch's and safetensors' own words
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the device at most, or on the CPU the most that the whole process ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def hardware(device: torch.device) -> str:
+    """The machine in words, for results."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else [platform.processor()]
+    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def _quiet() -> None:
+    """Leave out what a user of this command cannot act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*lr_scheduler.step.*")

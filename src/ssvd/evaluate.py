@@ -1,0 +1,192 @@
+"""Decode corpora with a base model and with adapted ones, score the texts, and break the scores down."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import Skipped, field_names, field_value, read_corpus, select
+from .errors import UserError
+from .runs import load_adapted, read_config, write_json
+from .scoring import Comparison, Score, compare, score, score_by
+from .speech import SpeechModel, load_model
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one system on one corpus.
+
+    Attributes:
+        corpus: Its name: the last parts of its path.
+        system: "base", or the run folder of an adapter.
+        score: Over all utterances.
+        groups: field -> value -> score.
+        comparison: With the base model on the same utterances; None for the base model itself.
+        seconds: Of decoding.
+    """
+
+    corpus: str
+    system: str
+    score: Score
+    groups: dict[str, dict[str, Score]]
+    comparison: Comparison | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its fields, ready for JSON."""
+        return {
+            "corpus": self.corpus,
+            "system": self.system,
+            **self.score.as_dict(),
+            "groups": {
+                name: {value: part.as_dict() for value, part in parts.items()} for name, parts in self.groups.items()
+            },
+            "compared_with_base": None if self.comparison is None else self.comparison.as_dict(),
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def evaluate(
+    model: str,
+    corpora: Sequence[str],
+    *,
+    adapters: Sequence[Path] = (),
+    where: Sequence[str] = (),
+    by: Sequence[str] = (),
+    normaliser: str | None = None,
+    window: float | None = None,
+    language: str | None = None,
+    beams: int = 1,
+    batch_size: int = 16,
+    skip_bad: bool = False,
+    device: str = "auto",
+    out: Path | None = None,
+    on_progress: Any = None,
+) -> tuple[list[Evaluation], list[Skipped]]:
+    """Decode each corpus with the base model and with each adapter on it.
+
+    Args:
+        model: The base checkpoint.
+        corpora: Paths that `read_corpus` takes.
+        adapters: Run folders; the window and language of the first are the default for all, so that systems differ in
+            nothing but the adapter.
+        where: Conditions on fields; see `ssvd.data.select`.
+        by: Fields to break down by; see `ssvd.scoring.score_by`.
+        normaliser: Default "english" for models of English, else "basic".
+        out: Folder for `result.json` and `hypotheses/SYSTEM-CORPUS.jsonl`.
+        on_progress: Called with (system, corpus, utterances done, of how many).
+
+    Returns:
+        The evaluations, corpus by corpus, the base model first; and the utterances left out (with `skip_bad`).
+
+    Raises:
+        UserError: A corpus, a run folder, a condition or an option is bad.
+    """
+    names = corpus_names(corpora)
+    skipped: list[Skipped] = []
+    chosen: dict[str, list[Any]] = {}
+    for name, path in zip(names, corpora, strict=True):
+        corpus = read_corpus(path, skip_bad=skip_bad)
+        skipped += corpus.skipped
+        cuts = select(corpus.cuts, where)
+        for field in by:
+            if field.partition(":")[0] not in field_names(cuts):
+                known = ", ".join(field_names(cuts))
+                raise UserError(f"No utterance of {path} has the field {field!r}; the fields are: {known}.")
+        # Like lengths together: a batch ends with its longest text.
+        chosen[name] = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
+    texts: dict[tuple[str, str], list[str]] = {}
+    seconds: dict[tuple[str, str], float] = {}
+    systems = [BASE, *(str(run) for run in adapters)]
+    for system in systems:
+        if system == BASE:
+            speech = _base(model, adapters, window, language)
+            normaliser = normaliser or ("english" if speech.language == "en" else "basic")
+        else:
+            speech, _ = load_adapted(model, Path(system), window=window, language=language)
+        speech.module.to(pick_device(device))
+        for name, cuts in chosen.items():
+            started = time.monotonic()
+            texts[system, name] = []
+            for start in range(0, len(cuts), batch_size):
+                batch = speech.collate(cuts[start : start + batch_size], text=False)
+                texts[system, name] += speech.transcribe(batch, beams=beams)
+                if on_progress is not None:
+                    on_progress(system, name, len(texts[system, name]), len(cuts))
+            seconds[system, name] = time.monotonic() - started
+            if out is not None:
+                _write_hypotheses(out, system, name, cuts, texts[system, name])
+    assert normaliser is not None
+    evaluations = []
+    for name, cuts in chosen.items():
+        references = [field_value(cut, "text") for cut in cuts]
+        speakers = [field_value(cut, "speaker") for cut in cuts]
+        for system in systems:
+            hypotheses = texts[system, name]
+            records = [
+                {"reference": reference, "hypothesis": text, "speaker": speaker}
+                | {field.partition(":")[0]: field_value(cut, field.partition(":")[0]) for field in by}
+                for cut, reference, text, speaker in zip(cuts, references, hypotheses, speakers, strict=True)
+            ]
+            evaluations.append(
+                Evaluation(
+                    corpus=name,
+                    system=system,
+                    score=score(references, hypotheses, speakers=speakers, normaliser=normaliser),
+                    groups={field: score_by(records, field, normaliser=normaliser) for field in by},
+                    comparison=None
+                    if system == BASE
+                    else compare(references, texts[BASE, name], hypotheses, speakers=speakers, normaliser=normaliser),
+                    seconds=seconds[system, name],
+                )
+            )
+    if out is not None:
+        rows = [evaluation.as_dict() for evaluation in evaluations]
+        write_json(out / "result.json", {"model": model, "normaliser": normaliser, "beams": beams, "results": rows})
+    return evaluations, skipped
+
+
+def corpus_names(corpora: Sequence[str]) -> list[str]:
+    """A short name for each path, none twice."""
+    paths = [Path(path).resolve() for path in corpora]
+    stems = [path.name.split(".")[0] for path in paths]
+    names = [
+        stem if stems.count(stem) == 1 else f"{path.parent.name}-{stem}"
+        for path, stem in zip(paths, stems, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise UserError("Two corpora have the same name; give each only once, or rename one.")
+    return names
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _base(model: str, adapters: Sequence[Path], window: float | None, language: str | None) -> SpeechModel:
+    if adapters:
+        config = read_config(adapters[0])
+        window, language = window or config.get("window"), language or config.get("language")
+    return load_model(model, window=window, language=language)
+
+
+def _write_hypotheses(out: Path, system: str, corpus: str, cuts: Sequence[Any], texts: Sequence[str]) -> None:
+    folder = out / "hypotheses"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = system if system == BASE else Path(system).resolve().name
+    with (folder / f"{name}-{corpus}.jsonl").open("w", encoding="utf-8") as file:
+        for cut, text in zip(cuts, texts, strict=True):
+            row = {"id": cut.id, "speaker": field_value(cut, "speaker")}
+            row |= {"reference": field_value(cut, "text"), "hypothesis": text}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

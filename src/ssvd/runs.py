@@ -1,0 +1,105 @@
+"""The folder of a fine-tuning run: what is in it, and the adapted model from it.
+
+config.yaml         the options, enough to repeat the run
+data/               the utterances as trained and as scored (Lhotse cuts), and skipped.jsonl
+adapter/            the best adapter (a PEFT folder); model/ instead after full fine-tuning
+base.json           samples of the base model's weights, to refuse another one
+checkpoints/        the last state, to continue from
+metrics.csv, tensorboard/
+hypotheses/dev.jsonl
+result.json
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import PeftModel
+from torch import nn
+
+from .errors import UserError
+from .speech import SpeechModel, load_model
+
+SAMPLES = 8  # entries of each layer's weight
+TOLERANCE = 2e-2  # of the largest sampled entry: lets the rounding to fp16 and bf16 pass
+
+
+def sample_weights(module: nn.Module, layers: list[str]) -> dict[str, list[float]]:
+    """A few entries of the weight of each layer of a model that is not wrapped yet."""
+    weights = {name: module.get_parameter(f"{name}.weight").detach().flatten() for name in layers}
+    return {
+        name: weight[torch.linspace(0, len(weight) - 1, SAMPLES).long()].float().tolist()
+        for name, weight in weights.items()
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The options of a run.
+
+    Raises:
+        UserError: The folder is not that of a run.
+    """
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{run} is not a run folder: it has no config.yaml (`ssvd adapt --out` makes one).") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{run}/config.yaml cannot be read: {error}.") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{run}/config.yaml does not hold options.")
+    return config
+
+
+def load_adapted(
+    model: str, run: Path, *, window: float | None = None, language: str | None = None
+) -> tuple[SpeechModel, dict[str, Any]]:
+    """The base model with a run's best adapter active (after full fine-tuning, the run's own model), and its options.
+
+    Args:
+        model: The base checkpoint.
+        run: The run folder.
+        window, language: Override those of the run.
+
+    Raises:
+        UserError: The run has no adapter yet, or it was trained on another base model.
+    """
+    config = read_config(run)
+    window, language = window or config.get("window"), language or config.get("language")
+    if (run / "model").is_dir():
+        return load_model(run / "model", window=window, language=language), config
+    if not (run / "adapter" / "adapter_config.json").is_file():
+        raise UserError(f"{run} holds no adapter: the run did not finish its first round; continue it with --resume.")
+    speech = load_model(model, window=window, language=language)
+    _check_base(speech.module, run, model)
+    try:
+        speech.module = PeftModel.from_pretrained(speech.module, str(run / "adapter"))
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        raise UserError(f"The adapter of {run} does not load onto {model}: {str(error).splitlines()[0]}") from error
+    speech.module.eval()
+    return speech, config
+
+
+def _check_base(module: nn.Module, run: Path, model: str) -> None:
+    """Refuse a base model whose sampled weights are not those of the run's."""
+    expected = json.loads((run / "base.json").read_text(encoding="utf-8"))
+    known = dict(module.named_modules())
+    other = UserError(
+        f"The adapter of {run} was trained on another base model than {model}: "
+        f"give the one that its config.yaml names ({read_config(run).get('model')})."
+    )
+    if not expected.keys() <= known.keys():
+        raise other
+    found = sample_weights(module, list(expected))
+    for name, values in expected.items():
+        difference = torch.tensor(found[name]) - torch.tensor(values)
+        if difference.abs().max() > TOLERANCE * torch.tensor(values).abs().max():
+            raise other
