@@ -4,8 +4,8 @@
 
 The model is a Whisper of the given size with random weights. The frozen model runs forward, and backward to its inputs:
 what no method that adapts all layers can undercut. All other columns run forward, backward (to the same inputs too) and
-an AdamW step. The methods take turns within each round, so that a busy machine slows all of them alike; the time is the
-median over rounds.
+an AdamW step. The methods take turns within each round, so that a busy machine slows all of them alike; times are
+medians over rounds, and ratios medians of the ratios within a round.
 
 Memory is the peak that CUDA reports on a GPU. On a CPU, where nothing reports it, it is the size of what autograd keeps
 from the forward pass for the backward pass, parameters and buffers left out: temporary tensors are not in it.
@@ -74,6 +74,7 @@ def main(
             if i:
                 seconds[name].append(elapsed)
 
+    floor_memory = steppers["frozen"].memory()
     rows = []
     for name, step in steppers.items():
         memory = step.memory()
@@ -82,13 +83,13 @@ def main(
                 "method": name,
                 "trainable": trainable_parameters(step.model),
                 "seconds": statistics.median(seconds[name]),
-                "fastest": min(seconds[name]),
+                "time_ratio": statistics.median(
+                    own / floor for own, floor in zip(seconds[name], seconds["frozen"], strict=True)
+                ),
                 "memory_mib": memory / 2**20,
+                "memory_ratio": memory / floor_memory,
             }
         )
-    for row in rows:
-        row["time_ratio"] = row["seconds"] / rows[0]["seconds"]
-        row["memory_ratio"] = row["memory_mib"] / rows[0]["memory_mib"]
 
     on_cuda = torch.device(device).type == "cuda"
     what = "peak MiB" if on_cuda else "MiB kept for backward"

@@ -213,3 +213,18 @@ def test_little_of_the_input_is_kept_for_the_backward_pass(k, width):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         spectral_linear(x, W, None, basis.U, basis.V, core_change(basis.S, theta, s, "approx"))
     assert [t.shape for t in kept if len(t) == 1000] == [(1000, width)]
+
+
+def test_few_tokens_go_without_the_changed_weight():
+    W, basis, theta, s = draw_layer(64, 64, 8, "approx", 0, torch.float32)
+    change = core_change(basis.S, theta, s, "approx").detach()
+
+    def kept(tokens):
+        shapes = []
+        x = torch.randn(tokens, 64, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t) or t, lambda t: t):
+            spectral_linear(x, W, None, basis.U, basis.V, change.requires_grad_())
+        return [t.data_ptr() == W.data_ptr() for t in shapes if t.shape == W.shape]
+
+    assert kept(4) == [True]
+    assert kept(400) == [False]

@@ -300,6 +300,13 @@ def test_several_adapters():
     wide = model.base_model.model.wide
     changes = wide.get_delta_weight("default") + wide.get_delta_weight("second")
     assert torch.allclose(wide.weight, wide.base_layer.weight + changes, atol=1e-5)
+    for name in ("default", "second"):  # one after the other, and in one go below
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.merge_adapter([name])
+    assert torch.allclose(model(X), both, atol=1e-5)
+    model.unmerge_adapter()
+    assert torch.equal(model(X), both)
     model.merge_adapter()
     assert torch.allclose(model(X), both, atol=1e-5)
     model.unmerge_adapter()
@@ -319,6 +326,20 @@ def test_adapters_share_one_decomposition(monkeypatch):
     basis = model.base_model.model.wide.ssvd_basis
     assert basis["smaller"].U.data_ptr() == basis["default"].U.data_ptr()
     assert basis["smaller"].k == 3
+    with pytest.raises(TypeError):  # the first triplets of a larger randomised basis are other ones
+        model.add_adapter("randomised", SSVDConfig(target_modules=["wide"], portion=0.8, svd="randomized"))
+
+
+def test_a_smaller_randomised_basis_is_what_it_is_alone():
+    def layer(*portions):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64))
+        for i, portion in enumerate(portions):
+            config = SSVDConfig(target_modules=["0"], portion=portion, svd="randomized")
+            model = get_peft_model(model, config, "0") if i == 0 else (model.add_adapter(str(i), config), model)[1]
+        return ssvd_layers(model)[0].ssvd_basis[str(len(portions) - 1)]
+
+    assert torch.equal(layer(0.3, 0.1).V, layer(0.1).V)
 
 
 @torch.no_grad()
@@ -391,9 +412,10 @@ def test_the_weight_kept_for_decoding_is_never_stale():
     model.merge_adapter()
     model.unmerge_adapter()
     assert torch.equal(model(X), fresh())
+    model.half().float()
+    assert wide._kept is None
     with torch.autocast("cpu", torch.bfloat16):
         assert model(X).dtype == torch.bfloat16
-    model.half().float()
     assert torch.equal(model(X), fresh())
     model.train()
     assert wide._kept is None
