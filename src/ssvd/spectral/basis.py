@@ -77,8 +77,8 @@ class Basis(nn.Module):
         return len(self.S)
 
     def narrow(self, k: int) -> "Basis":
-        """The first k triplets, sharing memory with this basis."""
-        return Basis(self.U[:, :k], self.S[:k], self.V[:, :k], self.fingerprint[:k])
+        """The first k triplets, whose vectors share memory with this basis."""
+        return Basis(self.U[:, :k], self.S[:k], self.V[:, :k], self.fingerprint[:k].clone())
 
     def signs_in(self, fingerprint: Tensor) -> Tensor | None:
         """Signs that the triplets of this basis have in the basis with another fingerprint.

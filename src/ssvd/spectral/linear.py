@@ -47,8 +47,9 @@ class _SpectralLinear(torch.autograd.Function):
         dtype = compute_dtype(W)
         if dtype != W.dtype:  # autocast: below, its own conversions find nothing left to do
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-        few, whole = _has_few_tokens(x, U, V), ctx.needs_input_grad[1] or _prefers_weight_gradient(x, U, V)
-        xV = x @ V.to(dtype) if few or (ctx.needs_input_grad[5] and not whole) else None
+        _, wants_W, _, _, _, wants_change = ctx.needs_input_grad
+        few, whole = _has_few_tokens(x, U, V), wants_W or (wants_change and _prefers_weight_gradient(x, U, V))
+        xV = x @ V.to(dtype) if few or (wants_change and not whole) else None
         if few:
             weight = W.to(dtype)
             y = linear(x, weight, bias) + xV @ change.to(dtype).mT @ U.to(dtype).mT
@@ -66,18 +67,17 @@ class _SpectralLinear(torch.autograd.Function):
         wants_x, wants_W, wants_bias, _, _, wants_change = ctx.needs_input_grad
         weight, U, V = weight.to(dy.dtype), U.to(dy.dtype), V.to(dy.dtype)
         dx = dy @ weight if wants_x else None
-        few = change is not None
-        if few:
-            dyU = dy @ U
-            if wants_x:
-                dx += dyU @ change.to(dy.dtype) @ V.mT
-        dy, kept = dy.reshape(-1, len(U)), kept.reshape(-1, kept.shape[-1]) if kept is not None else None
-        dW = dy.mT @ kept if wants_W or (wants_change and ctx.whole) else None
+        dyU = None if change is None else dy @ U
+        if wants_x and dyU is not None:
+            dx += dyU @ change.to(dy.dtype) @ V.mT
+        dy = dy.reshape(-1, len(U))
+        dW = dy.mT @ kept.reshape(-1, len(V)) if ctx.whole else None
         dC = None
         if wants_change and ctx.whole:
             dC = U.mT @ (dW @ V)
         elif wants_change:
-            dC = dyU.reshape(kept.shape).mT @ kept if few else U.mT @ (dy.mT @ kept)
+            kept = kept.reshape(-1, kept.shape[-1])
+            dC = U.mT @ (dy.mT @ kept) if dyU is None else dyU.reshape(kept.shape).mT @ kept
         # Autograd converts each gradient to the dtype of its input.
         return dx, dW if wants_W else None, dy.sum(0) if wants_bias else None, None, None, dC
 

@@ -58,6 +58,18 @@ class SSVDModel(BaseTuner):
             if isinstance(module, SSVDLinear) and adapter_name in module.ssvd_basis
         }
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        names = [n for n, m in model.named_modules() if isinstance(m, SSVDLinear) and adapter_name in m.ssvd_basis]
+        patterns = self.peft_config[adapter_name].portion_pattern
+        unused = [key for key in patterns if not any(re.match(rf"(.*\.)?({key})$", name) for name in names)]
+        if unused:
+            warnings.warn(
+                f"These keys of portion_pattern match no adapted layer: {', '.join(unused)}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
     def _create_and_replace(
         self,
         peft_config: SSVDConfig,
@@ -73,7 +85,8 @@ class SSVDModel(BaseTuner):
             return
         if isinstance(target, BaseTunerLayer) or not isinstance(target, nn.Linear | Conv1D):
             raise ValueError(
-                f"SSVD adapts torch.nn.Linear and transformers' Conv1D, but {current_key} is {type(target).__name__}."
+                "SSVD adapts torch.nn.Linear and transformers' Conv1D, "
+                f"but {current_key} is {type(target).__module__}.{type(target).__name__}."
             )
         if not target.weight.is_floating_point():
             raise ValueError(f"SSVD needs a floating-point weight, but that of {current_key} is {target.weight.dtype}.")
@@ -87,19 +100,6 @@ class SSVDModel(BaseTuner):
         layer.set_adapter(self.active_adapters)
         layer.update_layer(adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
-
-    def _post_injection_hook(self, model: nn.Module, config: SSVDConfig, adapter_name: str) -> None:
-        unused = [
-            key
-            for key in config.portion_pattern
-            if not any(re.match(rf"(.*\.)?({key})$", name) for name in self.targeted_module_names)
-        ]
-        if unused:
-            warnings.warn(
-                f"These keys of portion_pattern match no adapted layer: {', '.join(unused)}.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
