@@ -40,6 +40,7 @@ from .methods import apply_method, find_method, trainable_parameters
 from .runs import read_config, sample_weights, write_json
 from .scoring import normaliser, score
 from .speech import SpecAugment, SpeechModel, load_model
+from .tuners import SSVDModel
 
 # 4 ||K||^2 of the approximate form: at 0.1 the rotated directions are stretched by up to 5 %.
 ORTHOGONALITY_LIMIT = 0.1
@@ -383,18 +384,14 @@ class Adaptation(lightning.LightningModule):
             "hardware": hardware(self.device),
             "versions": {name: version(name) for name in ("ssvd", "torch", "transformers", "peft", "lightning")},
         }
-        errors = {
-            name: layer.orthogonality_error("default")
-            for name, layer in self.network.named_modules()
-            if hasattr(layer, "orthogonality_error")
-        }
-        if errors:
-            result["orthogonality_error"] = max(errors.values())
+        if isinstance(self.network, PeftModel) and isinstance(self.network.base_model, SSVDModel):
+            errors = self.network.base_model.orthogonality_errors()
             worst = max(errors, key=errors.__getitem__)
+            result["orthogonality_error"] = errors[worst]
             if options.rotation == "approx" and errors[worst] > ORTHOGONALITY_LIMIT:
                 self.console.print(
                     f"[yellow]The inner transformation is no rotation any more: ||G^T G - I|| is {errors[worst]:.2f} "
-                    f"in {worst.removeprefix('base_model.model.')}. Lower --learning-rate, or use --rotation strict."
+                    f"in {worst}. Lower --learning-rate, or use --rotation strict."
                 )
         if best["epoch"] == 0:
             self.console.print(
@@ -474,8 +471,11 @@ def _read_data(options: AdaptOptions, speech: SpeechModel, run: Path, console: C
         console.print(f"No --dev given: {len(dev)} utterances by other speakers are kept from training for it.")
     reasons = {cut.id: reason for cut in train if (reason := speech.check(cut))}
     if reasons and not options.skip_bad:
-        count = f"; {len(reasons)} of {len(train)} utterances cannot be used" if len(reasons) > 1 else ""
-        raise UserError(f"{next(iter(reasons.values()))}{count}: correct the data, or leave them out with --skip-bad.")
+        name, reason = next(iter(reasons.items()))
+        raise UserError(
+            f"Utterance {name} cannot be trained on ({len(reasons)} of {len(train)} cannot). {reason} Leave out all "
+            "such with --skip-bad."
+        )
     skipped += [Skipped(name, reason) for name, reason in reasons.items()]
     kept = [cut for cut in train if cut.id not in reasons]
     if not kept:

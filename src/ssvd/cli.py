@@ -72,7 +72,7 @@ def prepare(
     portions = _portions(split)
     corpus = read_corpus(source, skip_bad=skip_bad)
     parts = split_by_speaker(select(corpus.cuts, where), portions, seed, balance=balance)
-    overlap = text_overlap(parts)
+    overlap = text_overlap(parts) if "train" in parts else {}
     table = Table("part", "utterances", "speakers", "minutes", "texts also in train", "file")
     for name, cuts in parts.items():
         out.mkdir(parents=True, exist_ok=True)

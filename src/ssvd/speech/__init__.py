@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig
 
@@ -95,4 +96,5 @@ def load_model(
         family = "unknown"
     if family not in FAMILIES:
         raise UserError(f"The checkpoint {name} is of the family {family!r}; supported: {', '.join(FAMILIES)}.")
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights", gone before it is read
     return FAMILIES[family].from_pretrained(name, window=window, language=language, task=task)
