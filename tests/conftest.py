@@ -2,8 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import ssvd
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "speech"
 
@@ -16,3 +19,35 @@ def recordings() -> Path:
             pytest.fail(f"CI must have the recordings: {RECORDINGS}")
         pytest.skip(f"needs recordings that are not part of the project: {RECORDINGS}")
     return RECORDINGS
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The recogniser that comes with the package: a window of 4 s, a byte vocabulary."""
+    return Path(ssvd.__file__).parent / "embedded"
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory) -> dict[str, Path]:
+    """Tables of synthetic speech by kind: 16 child-like utterances by 4 speakers, 8 adult ones by 4."""
+    from ssvd.data.synthetic import write_corpus  # here, as most tests need none of this
+
+    folder = tmp_path_factory.mktemp("speech")
+    return {
+        kind: write_corpus(folder / kind, kind, count, speakers=4, seed=7)
+        for kind, count in (("child", 16), ("adult", 8))
+    }
+
+
+@pytest.fixture(scope="session")
+def options(embedded, corpora):
+    """Makes the options of a run of 2 epochs of 2 updates; keywords change them."""
+
+    from ssvd.adapt import AdaptOptions
+
+    def make(**changes: Any) -> AdaptOptions:
+        values = {"model": str(embedded), "train": [str(corpora["child"])], "dev": [str(corpora["adult"])]}
+        small = {"epochs": 2, "updates_per_epoch": 2, "batch_size": 4, "device": "cpu"}
+        return AdaptOptions(**(values | small | changes))
+
+    return make

@@ -23,12 +23,14 @@ import lightning
 import torch
 import yaml
 from lhotse import CutSet
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -36,8 +38,9 @@ from .data import Skipped, field_value, read_corpus, select, split_by_speaker, w
 from .data.batches import Cuts, RoundBatches
 from .data.text_style import text_style, write_in
 from .errors import UserError
+from .evaluate import pick_device
 from .methods import apply_method, find_method, trainable_parameters
-from .runs import read_config, sample_weights, write_json
+from .runs import read_config, sample_weights, write_json, write_whole
 from .scoring import normaliser, score
 from .speech import SpecAugment, SpeechModel, load_model
 from .tuners import SSVDModel
@@ -75,13 +78,28 @@ class AdaptOptions(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(5.0, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    spec_augment: bool = True
+    spec_augment: bool = False
     patience: int = Field(4, ge=1)
     dev_limit: int = Field(500, ge=1)
     beams: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @classmethod
+    def checked(cls, values: dict[str, Any], source: str = "") -> "AdaptOptions":
+        """Options by name.
+
+        Raises:
+            UserError: One is unknown, missing or out of range; the message begins with `source`.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "--" + str(first["loc"][0]).replace("_", "-")
+            found = "" if first["type"] == "missing" else f", but it is {first['input']!r}"
+            raise UserError(f"{source}{name}: {first['msg']}{found}.") from None
 
     @field_validator("train", "dev")
     @classmethod
@@ -115,13 +133,14 @@ def adapt(
     console = console or Console(stderr=True)
     _quiet()
     options = _checked_options(options, run, resume)
+    pick_device(options.device)  # refuses one that is not there
     if (run / "result.json").is_file():
         console.print(f"{run} is complete already.")
         return json.loads((run / "result.json").read_text(encoding="utf-8"))
     last = run / "checkpoints" / "last.ckpt"
     speech = load_model(options.model, window=options.window, language=options.language)
     method = find_method(options.method)
-    train, dev = _stored_data(run) if last.is_file() else _read_data(options, speech, run, console)
+    train, dev, skipped = _stored_data(run) if last.is_file() else _read_data(options, speech, console)
     layers = speech.adaptable_layers()
     base = sample_weights(speech.module, layers)
     torch.manual_seed(options.seed)
@@ -131,28 +150,35 @@ def adapt(
     speech.spec_augment = SpecAugment() if options.spec_augment else None
     rate = options.learning_rate or method.learning_rate
     training = Adaptation(speech, options, train, dev, run, console, rate)
-    trainer = _trainer(options, run)
+    trainer = _trainer(options, run, _ProgressBar(console))
     try:
         if not last.is_file():
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "config.yaml").write_text(yaml.safe_dump(options.model_dump(), sort_keys=False), encoding="utf-8")
+            (run / "data").mkdir(parents=True, exist_ok=True)
+            write_whole(run / "config.yaml", yaml.safe_dump(options.model_dump(), sort_keys=False))
             write_json(run / "base.json", base)
+            if skipped:
+                rows = [
+                    json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) for item in skipped
+                ]
+                write_whole(run / "data" / "skipped.jsonl", "\n".join(rows) + "\n")
+                console.print(f"[yellow]{len(skipped)} utterances are left out; {run}/data/skipped.jsonl says why.")
             trainer.validate(training, verbose=False)
             training.choose_text_style()
             for name, cuts in (("train", train), ("dev", dev)):
-                (run / "data").mkdir(exist_ok=True)
                 write_cuts(CutSet.from_cuts(cuts), run / "data" / f"{name}.jsonl.gz")
         trainer.fit(training, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+        return training.finish()
     except SystemExit:  # Lightning's answer to Ctrl-C and to the termination signal
         raise UserError(f"Interrupted; continue with: ssvd adapt --resume --out {run}") from None
-    except (OSError, RuntimeError) as error:
+    except UserError as error:  # one from a worker process has its traceback in front
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("ssvd.errors.UserError: ")) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_disk_error(error):
             raise
         raise UserError(
             f"Could not write to {run} ({error}): free some space and continue with: ssvd adapt --resume --out {run}; "
             "the last complete state is kept."
         ) from error
-    return training.finish()
 
 
 class Adaptation(lightning.LightningModule):
@@ -182,7 +208,7 @@ class Adaptation(lightning.LightningModule):
         self.seconds = 0.0  # of training, decoding left out
         self._losses: list[torch.Tensor] = []
         self._hypotheses: list[tuple[str, str]] = []
-        self._updates = len(self._round(0)) // options.accumulation * options.epochs
+        self.updates = len(self._round(0)) // options.accumulation * options.epochs
 
     # -- data and schedule
 
@@ -217,10 +243,10 @@ class Adaptation(lightning.LightningModule):
 
     def _rate(self, update: int) -> float:
         """Share of the peak learning rate."""
-        warmup = max(1, round(self.options.warmup * self._updates))
+        warmup = max(1, round(self.options.warmup * self.updates))
         if update < warmup:
             return (update + 1) / warmup
-        done = (update - warmup) / max(1, self._updates - warmup)
+        done = (update - warmup) / max(1, self.updates - warmup)
         match self.options.decay:
             case "linear":
                 return max(0.0, 1 - done)
@@ -231,6 +257,9 @@ class Adaptation(lightning.LightningModule):
         return 1.0
 
     # -- training
+
+    def on_train_start(self) -> None:
+        self.trainer.should_stop = self._is_out_of_patience()  # a run may be killed after its last epoch
 
     def on_train_epoch_start(self) -> None:
         # All chance of an epoch follows from its number, so a continued run draws what an uninterrupted one draws.
@@ -247,8 +276,12 @@ class Adaptation(lightning.LightningModule):
                 f"than {self.learning_rate:g}."
             )
         self._losses.append(loss.detach())
-        self.log("loss", loss, prog_bar=True, logger=True, batch_size=len(batch.ids))
+        self.log("loss", loss, batch_size=len(batch.ids))
         return loss
+
+    def recent_loss(self) -> float:
+        """Mean over the last batches of the epoch."""
+        return float(torch.stack(self._losses[-20:]).mean())
 
     # -- validation
 
@@ -281,7 +314,7 @@ class Adaptation(lightning.LightningModule):
         }
         best = all(row["dev_wer"] < earlier["dev_wer"] for earlier in self.series)
         self.series.append(row)
-        self.log("dev_wer", result.wer, prog_bar=True)
+        self.log("dev_wer", result.wer)
         if best:
             self._keep_best(references)
         self._write_metrics()
@@ -289,12 +322,15 @@ class Adaptation(lightning.LightningModule):
         self.console.print(
             f"{epoch}  dev WER {result.wer:.1%}{'  (best)' if best and trained else ''}", highlight=False
         )
+        if trained:
+            self.trainer.should_stop = self._is_out_of_patience()
 
     def _keep_best(self, references: list[str]) -> None:
         """Put the present adapter, or the whole model, in the place of the best one so far."""
         target = self.run_folder / ("adapter" if isinstance(self.network, PeftModel) else "model")
         partial, old = target.with_name(target.name + ".partial"), target.with_name(target.name + ".old")
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in (partial, old):  # of a run that was killed here
+            shutil.rmtree(leftover, ignore_errors=True)
         if isinstance(self.network, PeftModel):
             self.network.save_pretrained(str(partial))
             (partial / "README.md").write_text(self._card(), encoding="utf-8")
@@ -319,6 +355,10 @@ class Adaptation(lightning.LightningModule):
 
     def _best(self) -> dict[str, Any]:
         return min(self.series, key=lambda row: row["dev_wer"])
+
+    def _is_out_of_patience(self) -> bool:
+        errors = [row["dev_wer"] for row in self.series if row["epoch"] > 0]
+        return bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= self.options.patience
 
     def _best_in_words(self) -> str:
         best = self._best()
@@ -407,7 +447,7 @@ class Adaptation(lightning.LightningModule):
         return f"""---
 base_model: {options.model}
 library_name: peft
-tags: [automatic-speech-recognition, ssvd, {options.method}]
+tags: [automatic-speech-recognition, {options.method}]
 ---
 
 # {options.method} adapter of {options.model}
@@ -425,7 +465,6 @@ The epoch was chosen on these utterances, so the second figure flatters; measure
 
 ```python
 import ssvd  # registers the method with PEFT; without it the adapter does not load
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration
 
@@ -442,7 +481,7 @@ def _checked_options(options: AdaptOptions | None, run: Path, resume: bool) -> A
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
             raise UserError(f"{run} is not empty: continue that run with --resume, or give another folder with --out.")
         return options
-    stored = AdaptOptions(**read_config(run))
+    stored = AdaptOptions.checked(read_config(run), f"{run}/config.yaml: ")
     if options is not None:
         names = [name for name in AdaptOptions.model_fields if getattr(options, name) != getattr(stored, name)]
         if names:
@@ -453,8 +492,10 @@ def _checked_options(options: AdaptOptions | None, run: Path, resume: bool) -> A
     return stored
 
 
-def _read_data(options: AdaptOptions, speech: SpeechModel, run: Path, console: Console) -> tuple[list[Any], list[Any]]:
-    """Utterances to train on and to decode after each epoch; those left out are listed in the run folder."""
+def _read_data(
+    options: AdaptOptions, speech: SpeechModel, console: Console
+) -> tuple[list[Any], list[Any], list[Skipped]]:
+    """Utterances to train on, those to decode after each epoch, and those left out."""
     skipped: list[Skipped] = []
 
     def read(paths: list[str]) -> CutSet:
@@ -482,24 +523,64 @@ def _read_data(options: AdaptOptions, speech: SpeechModel, run: Path, console: C
         raise UserError(
             f"No utterance of {', '.join(options.train)} can be trained on; the first: {skipped[0].reason}."
         )
-    if skipped:
-        (run / "data").mkdir(parents=True, exist_ok=True)
-        rows = [json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) for item in skipped]
-        (run / "data" / "skipped.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        console.print(f"[yellow]{len(skipped)} utterances are left out; {run}/data/skipped.jsonl says why.")
     cuts = list(dev)
     if len(cuts) > options.dev_limit:
         cuts = random.Random(options.seed).sample(sorted(cuts, key=lambda cut: cut.id), options.dev_limit)
         console.print(f"{options.dev_limit} of {len(dev)} dev utterances are decoded after each epoch (--dev-limit).")
-    return kept, cuts
+    return kept, cuts, skipped
 
 
-def _stored_data(run: Path) -> tuple[list[Any], list[Any]]:
+def _stored_data(run: Path) -> tuple[list[Any], list[Any], list[Skipped]]:
     train, dev = (list(read_corpus(run / "data" / f"{name}.jsonl.gz").cuts) for name in ("train", "dev"))
-    return train, dev
+    return train, dev, []
 
 
-def _trainer(options: AdaptOptions, run: Path) -> lightning.Trainer:
+class _ProgressBar(lightning.Callback):
+    """A bar over all updates, with the loss and the time that is left, and one over the dev utterances.
+
+    It shares the console of the run, so that lines printed meanwhile stand above it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=600,  # decoding between epochs is part of the time that is left
+        )
+        self._training = self._decoding = self._bars.add_task("", visible=False)
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        self._bars.start()
+
+    def teardown(self, trainer: Any, module: Any, stage: str) -> None:
+        self._bars.stop()
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        self._bars.stop()
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self._training = self._bars.add_task("training", total=module.updates, completed=trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        description = f"{epoch}  loss {module.recent_loss():.3f}"
+        self._bars.update(self._training, completed=trainer.global_step, description=description)
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        self._decoding = self._bars.add_task("decoding dev", total=len(module.dev_cuts))
+
+    def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *index: int) -> None:
+        self._bars.update(self._decoding, advance=len(batch.ids))
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        self._bars.remove_task(self._decoding)
+
+
+def _trainer(options: AdaptOptions, run: Path, progress: _ProgressBar) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}[options.device],
         devices=1,
@@ -512,11 +593,11 @@ def _trainer(options: AdaptOptions, run: Path) -> lightning.Trainer:
         log_every_n_steps=10,
         logger=TensorBoardLogger(run, name="tensorboard", version=""),
         callbacks=[
-            EarlyStopping("dev_wer", patience=options.patience, mode="min"),
             # After validation, so that the state knows its result.
             ModelCheckpoint(run / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False),
-            RichProgressBar(),
+            progress,
         ],
+        enable_progress_bar=False,
         enable_model_summary=False,
     )
 
@@ -530,7 +611,8 @@ def _precision(device: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
 def _is_disk_error(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "file write failed" in str(error) or "No space left" in str(error)  # torch's and safetensors' own words
+    words = ("file write failed", "No space left", "quota exceeded", "File too large")
+    return any(word in str(error) for word in words)  # torch's and safetensors' own words
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -554,4 +636,5 @@ def _quiet() -> None:
     """Leave out what a user of this command cannot act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*lr_scheduler.step.*")

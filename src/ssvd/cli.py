@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -40,9 +39,16 @@ def run() -> None:
     except UserError as error:
         errors.print(f"[red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("Interrupted.")
+    except OSError as error:  # of a file or folder that the user named
+        if error.filename is None:
+            raise
+        errors.print(f"[red]Error:[/] {_escape(f'{error.filename}: {error.strerror}.')}", soft_wrap=True)
         sys.exit(2)
+    except SystemExit as error:
+        if error.code == 130:  # Typer's answer to Ctrl-C
+            errors.print("Interrupted.")
+            sys.exit(2)
+        raise
 
 
 @app.command()
@@ -88,6 +94,7 @@ def prepare(
 
 @app.command()
 def adapt(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="Checkpoint folder or hub name; not needed with --resume.")
     ] = None,
@@ -120,7 +127,7 @@ def adapt(
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 5.0,
     label_smoothing: Annotated[float, typer.Option(help="Share of probability spread over all tokens.")] = 0.0,
-    spec_augment: Annotated[bool, typer.Option(help="Mask bands and stretches of the features in training.")] = True,
+    spec_augment: Annotated[bool, typer.Option(help="Mask bands and stretches of the features in training.")] = False,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better dev WER.")] = 4,
     dev_limit: Annotated[int, typer.Option(help="Dev utterances decoded after each epoch, at most.")] = 500,
     beams: Beams = 1,
@@ -129,20 +136,20 @@ def adapt(
     device: Device = "auto",
 ) -> None:
     """Fine-tune a recogniser on a corpus; the best adapter by dev WER stands in OUT/adapter."""
-    given = {name: value for name, value in locals().items() if name not in ("out", "resume")}
     if model is None and not resume:
         raise UserError("Name the model to adapt: ssvd adapt MODEL --train CORPUS --out RUN.")
-    if model is not None and not train:
+    if not train and not resume:
         raise UserError("Name the corpus to train on with --train.")
     from .adapt import AdaptOptions
     from .adapt import adapt as fine_tune
+    from .runs import read_config
 
-    try:
-        options = None if model is None else AdaptOptions(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UserError(f"{name}: {first['msg']}, but it is {first['input']!r}.") from None
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if name not in ("out", "resume") and getattr(context.get_parameter_source(name), "name", None) != "DEFAULT"
+    }
+    options = AdaptOptions.checked((read_config(out) if resume else {}) | given)
     result = fine_tune(options, out, resume=resume, console=errors)
     table = Table(show_header=False)
     table.add_row("method", str(result["method"]))

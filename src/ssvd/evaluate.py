@@ -11,8 +11,9 @@ import torch
 
 from .data import Skipped, field_names, field_value, read_corpus, select
 from .errors import UserError
-from .runs import load_adapted, read_config, write_json
+from .runs import check_run, load_adapted, read_config, write_json
 from .scoring import Comparison, Score, compare, score, score_by
+from .scoring import normaliser as find_normaliser
 from .speech import SpeechModel, load_model
 
 BASE = "base"
@@ -88,7 +89,7 @@ def evaluate(
     Raises:
         UserError: A corpus, a run folder, a condition or an option is bad.
     """
-    names = corpus_names(corpora)
+    names = _short_names(corpora, "corpora")
     skipped: list[Skipped] = []
     chosen: dict[str, list[Any]] = {}
     for name, path in zip(names, corpora, strict=True):
@@ -96,18 +97,26 @@ def evaluate(
         skipped += corpus.skipped
         cuts = select(corpus.cuts, where)
         for field in by:
-            if field.partition(":")[0] not in field_names(cuts):
+            field_name = field.partition(":")[0]
+            if field_name not in field_names(cuts):
                 known = ", ".join(field_names(cuts))
-                raise UserError(f"No utterance of {path} has the field {field!r}; the fields are: {known}.")
+                raise UserError(f"No utterance of {path} has the field {field_name!r}; the fields are: {known}.")
+            score_by(_records(cuts, [""] * len(cuts), by), field, resamples=2)  # refuses bad bands before any decoding
         # Like lengths together: a batch ends with its longest text.
         chosen[name] = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
     texts: dict[tuple[str, str], list[str]] = {}
     seconds: dict[tuple[str, str], float] = {}
     systems = [BASE, *(str(run) for run in adapters)]
+    labels = dict(zip(systems, [BASE, *_short_names(adapters, "adapters")], strict=True))
+    if BASE in [*labels.values()][1:]:
+        raise UserError(f"A run folder must not be called {BASE!r}: the untouched model is; rename it.")
     for system in systems:
         if system == BASE:
             speech = _base(model, adapters, window, language)
             normaliser = normaliser or ("english" if speech.language == "en" else "basic")
+            find_normaliser(normaliser)  # a bad name or run is refused before any decoding
+            for run in adapters:
+                check_run(run, speech.module, model)
         else:
             speech, _ = load_adapted(model, Path(system), window=window, language=language)
         speech.module.to(pick_device(device))
@@ -121,7 +130,7 @@ def evaluate(
                     on_progress(system, name, len(texts[system, name]), len(cuts))
             seconds[system, name] = time.monotonic() - started
             if out is not None:
-                _write_hypotheses(out, system, name, cuts, texts[system, name])
+                _write_hypotheses(out / "hypotheses" / f"{labels[system]}-{name}.jsonl", cuts, texts[system, name])
     assert normaliser is not None
     evaluations = []
     for name, cuts in chosen.items():
@@ -129,11 +138,7 @@ def evaluate(
         speakers = [field_value(cut, "speaker") for cut in cuts]
         for system in systems:
             hypotheses = texts[system, name]
-            records = [
-                {"reference": reference, "hypothesis": text, "speaker": speaker}
-                | {field.partition(":")[0]: field_value(cut, field.partition(":")[0]) for field in by}
-                for cut, reference, text, speaker in zip(cuts, references, hypotheses, speakers, strict=True)
-            ]
+            records = _records(cuts, hypotheses, by)
             evaluations.append(
                 Evaluation(
                     corpus=name,
@@ -152,21 +157,34 @@ def evaluate(
     return evaluations, skipped
 
 
-def corpus_names(corpora: Sequence[str]) -> list[str]:
+def _short_names(paths: Sequence[str | Path], kind: str) -> list[str]:
     """A short name for each path, none twice."""
-    paths = [Path(path).resolve() for path in corpora]
-    stems = [path.name.split(".")[0] for path in paths]
+    resolved = [Path(path).resolve() for path in paths]
+    stems = [path.name.split(".")[0] for path in resolved]
     names = [
         stem if stems.count(stem) == 1 else f"{path.parent.name}-{stem}"
-        for path, stem in zip(paths, stems, strict=True)
+        for path, stem in zip(resolved, stems, strict=True)
     ]
     if len(set(names)) < len(names):
-        raise UserError("Two corpora have the same name; give each only once, or rename one.")
+        raise UserError(f"Two {kind} have the same name; give each only once, or rename one.")
     return names
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU where there is one."""
+    """The device of that name; "auto" takes a GPU where there is one.
+
+    Raises:
+        UserError: There is none here.
+    """
+    available = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(name):
+        usable = ", ".join(device for device, there in available.items() if there)
+        raise UserError(f"There is no device {name!r} here; choose one of {usable} with --device.")
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -181,11 +199,18 @@ def _base(model: str, adapters: Sequence[Path], window: float | None, language: 
     return load_model(model, window=window, language=language)
 
 
-def _write_hypotheses(out: Path, system: str, corpus: str, cuts: Sequence[Any], texts: Sequence[str]) -> None:
-    folder = out / "hypotheses"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = system if system == BASE else Path(system).resolve().name
-    with (folder / f"{name}-{corpus}.jsonl").open("w", encoding="utf-8") as file:
+def _records(cuts: Sequence[Any], texts: Sequence[str], by: Sequence[str]) -> list[dict[str, Any]]:
+    fields = [field.partition(":")[0] for field in by]
+    return [
+        {"reference": field_value(cut, "text"), "hypothesis": text, "speaker": field_value(cut, "speaker")}
+        | {field: field_value(cut, field) for field in fields}
+        for cut, text in zip(cuts, texts, strict=True)
+    ]
+
+
+def _write_hypotheses(path: Path, cuts: Sequence[Any], texts: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
         for cut, text in zip(cuts, texts, strict=True):
             row = {"id": cut.id, "speaker": field_value(cut, "speaker")}
             row |= {"reference": field_value(cut, "text"), "hypothesis": text}

@@ -1,0 +1,163 @@
+"""A run that was interrupted continues to what it would have become."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ssvd.adapt import Adaptation, adapt
+from ssvd.errors import UserError
+
+# Stops its own process in the second batch of the second of three epochs, when the state of the first is written.
+STOPS_ITSELF = """
+import os, sys
+from ssvd.adapt import Adaptation, AdaptOptions
+from ssvd.cli import run
+
+step = Adaptation.training_step
+def training_step(self, batch, index):
+    if (self.current_epoch, index) == (1, 1):
+        os.kill(os.getpid(), SIGNAL)
+    return step(self, batch, index)
+Adaptation.training_step = training_step
+run()
+"""
+
+
+@pytest.fixture(scope="module")
+def eventful(options):
+    """Options with all that could make a continued run differ: a round of 3 updates of 2 of the 4 batches of a pass."""
+    return options(epochs=3, updates_per_epoch=3, accumulation=2, batch_size=4, learning_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(eventful, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return run, adapt(eventful, run)
+
+
+def same(run, result, uninterrupted):
+    """Bit for bit, but for the seconds that it took."""
+    other_run, other = uninterrupted
+    for row, expected in zip(result["series"], other["series"], strict=True):
+        assert row | {"seconds": 0} == expected | {"seconds": 0}
+    assert result["best_epoch"] == other["best_epoch"]
+    kept, expected = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (run, other_run))
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)
+    last, final = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+        for folder in (run, other_run)
+    )
+    assert all(torch.equal(last[name], final[name]) for name in final)
+    hypotheses = [(folder / "hypotheses" / "dev.jsonl").read_text() for folder in (run, other_run)]
+    assert hypotheses[0] == hypotheses[1]
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM"])
+def test_run_stopped_by_a_signal_continues_to_the_same_result(eventful, uninterrupted, tmp_path, name):
+    run = tmp_path / "run"
+    number = getattr(signal, name)
+    command = ["adapt", eventful.model, "--train", eventful.train[0], "--dev", eventful.dev[0], "--out", str(run)]
+    for option in ("epochs", "updates_per_epoch", "accumulation", "batch_size", "learning_rate", "device"):
+        command += ["--" + option.replace("_", "-"), str(getattr(eventful, option))]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums are rounded by their order
+    process = subprocess.run(
+        [sys.executable, "-c", STOPS_ITSELF.replace("SIGNAL", str(int(number))), *command],
+        capture_output=True,
+        text=True,
+        env=os.environ | threads,
+        check=False,
+    )
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 2, process.stderr
+        assert process.stderr.splitlines()[-1] == f"Error: Interrupted; continue with: ssvd adapt --resume --out {run}"
+        assert "Traceback" not in process.stderr
+    assert not (run / "result.json").exists()
+    same(run, adapt(None, run, resume=True), uninterrupted)
+
+
+@pytest.fixture
+def restored_signals():
+    """Lightning ignores further Ctrl-C once it has seen one."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_run_stopped_while_it_decodes_before_training_continues(
+    monkeypatch, eventful, uninterrupted, tmp_path, restored_signals
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as context:
+        context.setattr(Adaptation, "validation_step", interrupt)
+        with pytest.raises(UserError, match="Interrupted; continue with"):
+            adapt(eventful, run)
+    same(run, adapt(None, run, resume=True), uninterrupted)
+
+
+def test_run_stopped_while_it_replaces_the_best_adapter_continues(
+    monkeypatch, eventful, uninterrupted, tmp_path, restored_signals
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as context:
+        keep = Adaptation._keep_best
+
+        def keep_best(self, references):
+            keep(self, references)
+            if self.series[-1]["epoch"] == 0:  # as a kill between the two renamings leaves it
+                (run / "adapter").rename(run / "adapter.old")
+                raise KeyboardInterrupt
+
+        context.setattr(Adaptation, "_keep_best", keep_best)
+        with pytest.raises(UserError, match="Interrupted"):
+            adapt(eventful, run)
+    same(run, adapt(None, run, resume=True), uninterrupted)
+    assert not list(run.glob("*.old"))
+
+
+def test_complete_run_is_left_as_it_is(uninterrupted):
+    run, result = uninterrupted
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert adapt(None, run, resume=True) == result
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [("epochs", 9, "epochs was 3"), ("method", "lora", "method was 'ssvd'"), ("train", ["x.csv"], "train was")],
+)
+def test_other_options_are_refused_by_name(uninterrupted, eventful, option, value, told):
+    run, _ = uninterrupted
+    with pytest.raises(UserError, match=f"begun with other options \\({told}"):
+        adapt(eventful.model_copy(update={option: value}), run, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("epochs: [1", "is not YAML"),
+        ("- epochs", "does not hold options"),
+        ("", "does not hold options"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        (yaml.safe_dump({"model": "x", "train": ["y"], "epochs": 0}), "--epochs: Input should be greater"),
+        (yaml.safe_dump({"model": "x", "train": ["y"], "colour": "red"}), "--colour: Extra inputs"),
+        (yaml.safe_dump({"train": ["y"]}), "--model: Field required"),
+    ],
+)
+def test_damaged_options_are_told_by_file(tmp_path, content, told):
+    (tmp_path / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=rf"config\.yaml.*{told}") as error:
+        adapt(None, tmp_path, resume=True)
+    assert "\n" not in str(error.value)
