@@ -1,9 +1,11 @@
-"""Which unit of theta lets one learning rate hold for every portion: the loss over a grid of portions and rates.
+"""Which units of theta and s let one learning rate hold for every portion: the loss over grids of portions and rates.
 
     python benchmarks/learning_rate.py
 
-Adam is indifferent to the scale of a loss, so a learning rate lr of theta with K = theta * u is one of lr * u for K
-itself. One grid over rates of K therefore answers for every unit u: the right one follows the best rate of K as k grows.
+Adam is indifferent to the scale of a loss, so a rate lr of theta with K = theta * u is a rate lr * u of K
+itself. One grid over rates of K therefore answers for every unit u: the right one follows the best rate of K over k.
+The same holds for dS, here relative to S. The first grid trains K alone; the second both, at a given rate of K.
+
 Trains the embedded recogniser on synthetic child-like speech for a fixed number of updates, and takes the cross-entropy
 of held-out speakers' utterances.
 """
@@ -27,17 +29,25 @@ from ssvd.methods import apply_method
 from ssvd.spectral import step
 from ssvd.speech import load_model
 from ssvd.tuners import SSVDModel
+from ssvd.tuners.config import portion_rank
 
 
-def held_out_loss(model: str, train: list, dev: list, portion: float, rate: float, updates: int) -> dict[str, float]:
-    """Held-out loss, and the largest `||G^T G - I||`, after training at a peak rate of K of `rate`."""
+def held_out_loss(
+    model: str, train: list, dev: list, portion: float, rate: float, scale_rate: float, updates: int
+) -> dict[str, float]:
+    """Held-out loss, and the largest `||G^T G - I||`, after training at these peak rates of K and of dS / S."""
     torch.manual_seed(0)
     speech = load_model(model)
     speech.module = apply_method(speech.module, "ssvd", speech.adaptable_layers(), portion)
     layer = next(m for m in speech.module.modules() if hasattr(m, "ssvd_basis"))
     k = layer.ssvd_basis["default"].k
     trained = [p for p in speech.module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, rate / step(k), betas=(0.9, 0.98), weight_decay=0)
+    groups: dict[float, list] = {}
+    for name, parameter in speech.module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(scale_rate if "ssvd_s." in name else rate / step(k), []).append(parameter)
+    settings = [{"params": parameters, "lr": lr} for lr, parameters in groups.items()]
+    optimizer = torch.optim.AdamW(settings, betas=(0.9, 0.98), weight_decay=0)
     warmup = max(1, updates // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: min((update + 1) / warmup, (updates - update) / (updates - warmup))
@@ -57,15 +67,21 @@ def held_out_loss(model: str, train: list, dev: list, portion: float, rate: floa
     return {"k": k, "loss": sum(losses) / len(losses), "orthogonality_error": error}
 
 
+def numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
 def main(
     model: str = str(EMBEDDED),
     portions: str = "0.1,0.4,1.0",
-    rates: Annotated[str, typer.Option(help="Of K itself.")] = "3e-5,1e-4,3e-4,1e-3,3e-3",
+    rates: Annotated[str, typer.Option(help="Of K itself.")] = "5e-5,1.5e-4,5e-4,1.5e-3",
+    scale_rates: Annotated[str, typer.Option(help="Of dS / S.")] = "2e-4,2e-3,2e-2",
+    scale_study_rate: Annotated[float, typer.Option(help="Of K / step(k), in the second grid.")] = 2e-3,
     updates: int = 60,
     threads: int = 1,
     out: Path = Path("benchmarks/results/learning_rate.json"),
 ) -> None:
-    """Print and write the grid."""
+    """Print and write both grids."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         train, dev = (
@@ -73,24 +89,27 @@ def main(
             for count, speakers, seed in ((480, 24, 1), (128, 8, 2))
         )
         cells = []
-        for portion in map(float, portions.split(",")):
-            for rate in map(float, rates.split(",")):
+        for portion in numbers(portions):
+            grid = [(rate, 0.0) for rate in numbers(rates)]
+            k = portion_rank(portion, load_model(model).module.config.d_model)
+            grid += [(scale_study_rate * step(k), scale_rate) for scale_rate in numbers(scale_rates)]
+            for rate, scale_rate in grid:
                 started = time.monotonic()
-                cell = {"portion": portion, "rate_of_K": rate}
-                cells.append(cell | held_out_loss(model, train, dev, portion, rate, updates))
+                cell = {"portion": portion, "rate_of_K": rate, "rate_of_scale": scale_rate}
+                cells.append(cell | held_out_loss(model, train, dev, portion, rate, scale_rate, updates))
                 print(json.dumps(cells[-1] | {"seconds": round(time.monotonic() - started)}), flush=True)
-    table = Table("p", "k", *(f"{float(rate):g}" for rate in rates.split(",")), title="held-out loss by rate of K")
-    for portion in map(float, portions.split(",")):
-        row = [cell for cell in cells if cell["portion"] == portion]
-        best = min(cell["loss"] for cell in row)
-        table.add_row(
-            f"{portion:g}",
-            f"{row[0]['k']:g}",
-            *(f"[bold]{cell['loss']:.3f}[/]" if cell["loss"] == best else f"{cell['loss']:.3f}" for cell in row),
-        )
-    Console().print(table)
+    for title, chosen, rate_name in (
+        ("K alone, by its rate", [cell for cell in cells if not cell["rate_of_scale"]], "rate_of_K"),
+        ("K and dS / S, by the rate of the latter", [cell for cell in cells if cell["rate_of_scale"]], "rate_of_scale"),
+    ):
+        columns = sorted({cell[rate_name] for cell in chosen})
+        table = Table("p", "k", *(f"{rate:g}" for rate in columns), title=f"held-out loss: {title}")
+        for portion in numbers(portions):
+            row = [cell for cell in chosen if cell["portion"] == portion]
+            table.add_row(f"{portion:g}", str(row[0]["k"]), *(f"{cell['loss']:.3f}" for cell in row))
+        Console().print(table)
     out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"command": f"python benchmarks/learning_rate.py --updates {updates}", "cells": cells}
+    record = {"model": model, "updates": updates, "batch": 16, "versions": {"torch": torch.__version__}, "cells": cells}
     out.write_text(json.dumps(record, indent=2) + "\n")
 
 

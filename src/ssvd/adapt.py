@@ -636,5 +636,4 @@ def _quiet() -> None:
     """Leave out what a user of this command cannot act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*lr_scheduler.step.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*lr_scheduler.step.*|Checkpoint directory.*")

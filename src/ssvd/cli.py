@@ -2,10 +2,12 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +20,9 @@ app = typer.Typer(
     add_completion=False,
 )
 console = Console()
-errors = Console(stderr=True)
+if not console.is_terminal:
+    console.width = 160  # no terminal sets a limit, and tables fold at 80
+errors = Console(stderr=True, soft_wrap=True)
 
 Where = Annotated[list[str], typer.Option(help="Only utterances that fulfil this, as 'age<=15'; may be repeated.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out bad utterances and list them.")]
@@ -34,15 +38,16 @@ Normaliser = Annotated[
 
 def run() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries speaking to programmers
     try:
-        app()
+        app(prog_name="ssvd")
     except UserError as error:
-        errors.print(f"[red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]Error:[/] {_escape(str(error))}", highlight=False)
         sys.exit(2)
     except OSError as error:  # of a file or folder that the user named
         if error.filename is None:
             raise
-        errors.print(f"[red]Error:[/] {_escape(f'{error.filename}: {error.strerror}.')}", soft_wrap=True)
+        errors.print(f"[red]Error:[/] {_escape(f'{error.filename}: {error.strerror}.')}")
         sys.exit(2)
     except SystemExit as error:
         if error.code == 130:  # Typer's answer to Ctrl-C
@@ -226,7 +231,7 @@ def transcribe(
         model, files, adapter, window=window, language=language, beams=beams, batch_size=batch_size, device=device
     ):
         if error is not None:
-            errors.print(f"[red]Error:[/] {_escape(error)}", highlight=False, soft_wrap=True)
+            errors.print(f"[red]Error:[/] {_escape(error)}", highlight=False)
             failed = failed or not skip_bad
         elif as_json:
             print(json.dumps({"path": str(path), "text": text}, ensure_ascii=False), flush=True)
@@ -268,11 +273,13 @@ def _portions(split: str) -> dict[str, float]:
 
 
 def _scores(evaluations: list[Any]) -> Table:
-    table = Table("corpus", "system", "utt.", "words", "WER", "95 %", "sub", "del", "ins", "CER", "change, 95 %, p")
+    columns = ("corpus", "system", "utt.", "words", "WER", "95 %", "sub/del/ins", "CER", "change, 95 %, p")
+    table = Table(*columns, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for evaluation in evaluations:
-        rows = [(evaluation.corpus, evaluation.system, evaluation.score, evaluation.comparison)]
+        system = Path(evaluation.system).resolve().name
+        rows = [(evaluation.corpus, system, evaluation.score, evaluation.comparison)]
         for field, parts in evaluation.groups.items():
-            rows += [(f"  {field.partition(':')[0]} {value}", "", part, None) for value, part in parts.items()]
+            rows += [(f"  {field.partition(':')[0]}={value}", "", part, None) for value, part in parts.items()]
         for corpus, system, score, comparison in rows:
             table.add_row(
                 corpus,
@@ -281,9 +288,7 @@ def _scores(evaluations: list[Any]) -> Table:
                 str(score.words),
                 f"{score.wer:.1%}",
                 _interval(score.wer_interval),
-                str(score.substitutions),
-                str(score.deletions),
-                str(score.insertions),
+                f"{score.substitutions}/{score.deletions}/{score.insertions}",
                 f"{score.cer:.1%}",
                 ""
                 if comparison is None
@@ -300,7 +305,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 def _list_skipped(skipped: list[Any]) -> None:
     for item in skipped:
-        errors.print(f"left out: {_escape(item.where)}: {_escape(item.reason)}", highlight=False, soft_wrap=True)
+        errors.print(f"left out: {_escape(item.where)}: {_escape(item.reason)}", highlight=False)
     if skipped:
         errors.print(f"{len(skipped)} utterances were left out.")
 

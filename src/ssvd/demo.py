@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,7 @@ CORPORA = {  # name: kind, utterances, speakers, offset of the seed
     "child-test": ("child", 200, 20, 3),
     "adult-test": ("adult", 200, 20, 4),
 }
+EPOCHS = 6
 METHODS = {"ssvd": "SSVD, p = 40 %", "lora": "LoRA, as many trainables"}
 COLORS = {"ssvd": "#0b6e4f", "lora": "#c8553d"}
 
@@ -51,7 +53,7 @@ def run_demo(out: Path, seed: int, console: Console) -> dict[str, Any]:
             train=[str(tables["child-train"])],
             dev=[str(tables["child-dev"])],
             method=method,
-            epochs=6,
+            epochs=EPOCHS,
             seed=seed,
             device="cpu",
         )
@@ -63,7 +65,7 @@ def run_demo(out: Path, seed: int, console: Console) -> dict[str, Any]:
     console.print(_table(summary))
     _plot_convergence(out / "wer-per-epoch.png", results)
     _plot_trainables(out / "wer-against-trainables.png", summary)
-    examples = _examples(out)
+    examples = _examples(out / "hypotheses", runs)
     for example in examples:
         console.print(
             f"\n  said     {example['reference']}\n  before   {example[BASE]}\n  SSVD     {example['ssvd']}",
@@ -85,7 +87,10 @@ def _summary(
     summary: dict[str, dict[str, Any]] = {}
     for evaluation in evaluations:
         row = summary.setdefault(systems[evaluation.system], {})
-        row[evaluation.corpus] = {"wer": evaluation.score.wer, "interval": evaluation.score.wer_interval}
+        row[evaluation.corpus.removesuffix("-metadata")] = {
+            "wer": evaluation.score.wer,
+            "interval": evaluation.score.wer_interval,
+        }
     for method, result in results.items():
         names = ("trainable_parameters", "trainable_share", "training_seconds", "adapter_bytes")
         summary[method] |= {name: result[name] for name in names}
@@ -118,11 +123,11 @@ def _plot_convergence(path: Path, results: dict[str, dict[str, Any]]) -> None:
             color=COLORS[method],
             label=METHODS[method],
         )
-    axes.set(xlabel="epoch (0: before training)", ylabel="WER, %", title="Child-like dev utterances (synthetic)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    _save(figure, path)
+        kept = result["best_epoch"], 100 * result["best_dev_wer"]
+        axes.plot(*kept, "o", markersize=13, fillstyle="none", color=COLORS[method])
+    axes.set(xlabel="epoch (0: before training; ring: kept)", title="Child-like dev utterances (synthetic)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _save(figure, axes, path)
 
 
 def _plot_trainables(path: Path, summary: dict[str, dict[str, Any]]) -> None:
@@ -142,25 +147,27 @@ def _plot_trainables(path: Path, summary: dict[str, dict[str, Any]]) -> None:
             color=COLORS[method],
             label=f"{METHODS[method]} ({wer:.1f} %)",
         )
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="WER, %", title="Child-like test utterances (synthetic)")
-    count = summary["ssvd"]["trainable_parameters"]
-    axes.set_xlim(count / 3, count * 3)
-    axes.set_ylim(bottom=0)
+    axes.set(xlabel="trained parameters", title="Child-like test utterances (synthetic), 95 % intervals")
+    axes.set_xlim(0, 1.5 * max(summary[method]["trainable_parameters"] for method in METHODS))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _save(figure, axes, path)
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    """With what the plots share: error rates from 0, and a legend that hides none of them."""
+    axes.set_ylabel("WER, %")
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def _examples(out: Path) -> list[dict[str, str]]:
+def _examples(folder: Path, runs: dict[str, Path]) -> list[dict[str, str]]:
     """Three test utterances on which the untouched model erred, with the texts of every system."""
     texts: dict[str, dict[str, str]] = {}
-    for path in sorted((out / "hypotheses").glob("*-child-test*.jsonl")):
-        system = path.name.split("-")[0]
+    for system, name in {BASE: BASE, **{method: run.name for method, run in runs.items()}}.items():
+        path = folder / f"{name}-child-test-metadata.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             texts.setdefault(row["id"], {"reference": row["reference"]})[system] = row["hypothesis"]

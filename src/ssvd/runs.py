@@ -109,18 +109,19 @@ def check_run(run: Path, module: nn.Module, model: str) -> None:
     if not (run / "adapter" / "adapter_config.json").is_file():
         raise UserError(f"{run} holds no adapter: the run did not decode its dev set; continue it with --resume.")
     try:
-        expected = json.loads((run / "base.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = json.loads((run / "base.json").read_text(encoding="utf-8"))
+        expected = {name: torch.tensor(values).reshape(SAMPLES) for name, values in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{run}/base.json cannot be read ({error}); copy run folders whole.") from error
     known = dict(module.named_modules())
     other = UserError(
         f"The adapter of {run} was trained on another base model than {model}: "
-        f"give the one that its config.yaml names ({read_config(run).get('model')})."
+        f"give the one that its config.yaml names ({read_config(run).get('model')}), with the weights of then."
     )
     if not expected.keys() <= known.keys():
         raise other
     found = sample_weights(module, list(expected))
     for name, values in expected.items():
-        difference = torch.tensor(found[name]) - torch.tensor(values)
-        if difference.abs().max() > TOLERANCE * torch.tensor(values).abs().max():
+        difference = torch.tensor(found[name]) - values
+        if difference.abs().max() > TOLERANCE * values.abs().max():
             raise other

@@ -1,0 +1,226 @@
+"""One fine-tuning run on real files: what is in its folder, which epoch it keeps, when it stops."""
+
+import io
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from ssvd.adapt import Adaptation, adapt
+from ssvd.cli import app
+from ssvd.data import read_corpus
+from ssvd.errors import UserError
+from ssvd.methods import METHODS, planned_parameters
+from ssvd.runs import load_adapted
+from ssvd.scoring import score
+from ssvd.speech import Whisper, load_model
+
+RATES = {"ssvd": 5e-3, "lora": 5e-3, "full": 2e-4}  # high, as there are few updates
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request, tmp_path_factory, options, corpora):
+    """(options, run folder, result) of a short run by each method, whose dev utterances are those of training."""
+    run = tmp_path_factory.mktemp(request.param) / "run"
+    rate = RATES[request.param]
+    chosen = options(method=request.param, learning_rate=rate, dev=[str(corpora["child"])], updates_per_epoch=5)
+    return chosen, run, adapt(chosen, run)
+
+
+def test_run_folder_holds_what_is_needed_to_use_continue_and_repeat_the_run(finished):
+    chosen, run, result = finished
+    assert yaml.safe_load((run / "config.yaml").read_text()) == chosen.model_dump()
+    assert json.loads((run / "result.json").read_text()) == result
+    assert len(read_corpus(run / "data" / "train.jsonl.gz").cuts) == 16
+    assert len(read_corpus(run / "data" / "dev.jsonl.gz").cuts) == 16
+    assert (run / "checkpoints" / "last.ckpt").is_file() and any((run / "tensorboard").iterdir())
+    assert len((run / "metrics.csv").read_text().splitlines()) == 4  # header, before training, two epochs
+    best = run / ("model" if chosen.method == "full" else "adapter")
+    assert result["adapter_bytes"] == sum(path.stat().st_size for path in best.glob("*.safetensors")) > 0
+    assert not list(run.rglob("*.partial")) and not list(run.rglob("*.old"))
+
+
+def test_trains_as_many_parameters_as_planned(finished, embedded):
+    chosen, _, result = finished
+    speech = load_model(embedded)
+    planned = planned_parameters(speech.module, chosen.method, speech.adaptable_layers())
+    assert result["trainable_parameters"] == planned
+
+
+def test_training_lowers_loss_and_error_rate_on_its_corpus(finished, embedded):
+    _, run, result = finished
+    assert result["best_epoch"] > 0 and result["best_dev_wer"] < result["zero_shot_dev_wer"]
+    cuts = list(read_corpus(run / "data" / "train.jsonl.gz").cuts)
+    base, (adapted, _) = load_model(embedded), load_adapted(str(embedded), run)
+    with torch.no_grad():
+        assert adapted.loss(adapted.collate(cuts)) < base.loss(base.collate(cuts))
+
+
+def test_reloaded_best_epoch_gives_the_stored_hypotheses_and_their_error_rate(finished, embedded):
+    _, run, result = finished
+    rows = [json.loads(line) for line in (run / "hypotheses" / "dev.jsonl").read_text().splitlines()]
+    speech, _ = load_adapted(str(embedded), run)
+    cuts = list(read_corpus(run / "data" / "dev.jsonl.gz").cuts)
+    assert [cut.id for cut in cuts] == [row["id"] for row in rows]
+    texts = speech.transcribe(speech.collate(cuts, text=False))
+    assert texts == [row["hypothesis"] for row in rows]
+    references = [row["reference"] for row in rows]
+    assert score(references, texts, normaliser=result["normaliser"]).wer == result["best_dev_wer"]
+    assert result["best_dev_wer"] == min(row["dev_wer"] for row in result["series"])
+
+
+def test_card_of_the_adapter_shows_code_that_loads_it(finished):
+    chosen, run, _ = finished
+    if chosen.method == "full":
+        return  # a plain checkpoint
+    card = (run / "adapter" / "README.md").read_text()
+    code = card.split("```python")[1].split("```")[0]
+    space: dict = {}
+    exec(code.replace('"adapter"', repr(str(run / "adapter"))), space)
+    assert space["model"].peft_config["default"].peft_type.lower() == chosen.method
+    assert "lightning" not in code  # which a PEFT user need not have
+
+
+class Scripted:
+    """Stands in for decoding: of the dev texts, so many are wrong before training and after each epoch."""
+
+    def __init__(self, monkeypatch, *wrong: int):
+        self.wrong = iter(wrong)
+        self.adapters: list[dict[str, torch.Tensor]] = []
+        monkeypatch.setattr(Whisper, "transcribe", self.transcribe)
+
+    def transcribe(self, batch, *, beams=1):
+        assert len(batch.ids) == 8, "the dev set is one batch"
+        wrong = next(self.wrong)
+        return ["nonsense"] * wrong + [self.references[name] for name in batch.ids[wrong:]]
+
+    def follow(self, corpus):
+        self.references = {cut.id: cut.supervisions[0].text for cut in read_corpus(corpus).cuts}
+        return self
+
+
+@pytest.fixture
+def scripted(monkeypatch, corpora):
+    return lambda *wrong: Scripted(monkeypatch, *wrong).follow(corpora["adult"])
+
+
+def parameters(run):
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def test_keeps_the_best_epoch_and_not_the_last(scripted, options, tmp_path):
+    scripted(8, 2, 5)
+    result = adapt(options(), tmp_path / "run")
+    assert result["best_epoch"] == 1
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    kept = parameters(tmp_path / "run")
+    assert last.keys() == kept.keys() and not all(torch.equal(last[name], kept[name]) for name in kept)
+    wrong = [json.loads(line) for line in (tmp_path / "run" / "hypotheses" / "dev.jsonl").read_text().splitlines()]
+    assert sum(row["hypothesis"] == "nonsense" for row in wrong) == 2
+
+
+def test_first_of_equally_good_epochs_is_kept(scripted, options, tmp_path):
+    scripted(8, 3, 3)
+    assert adapt(options(), tmp_path / "run")["best_epoch"] == 1
+
+
+def test_patience_counts_epochs_since_the_best(scripted, options, tmp_path):
+    scripted(8, 5, 6, 4, 4, 7, 0)
+    result = adapt(options(epochs=6, updates_per_epoch=1, patience=2), tmp_path / "run")
+    assert [row["epoch"] for row in result["series"]] == [0, 1, 2, 3, 4, 5]
+    assert result["best_epoch"] == 3
+
+
+def test_run_that_is_killed_after_its_patience_ended_trains_no_further(scripted, options, tmp_path):
+    scripted(8, 5, 6, 0)
+    run = tmp_path / "run"
+    result = adapt(options(epochs=3, updates_per_epoch=1, patience=1), run)
+    (run / "result.json").unlink()
+    assert adapt(None, run, resume=True)["series"] == result["series"]
+
+
+def test_run_in_which_no_epoch_helps_says_so_and_keeps_an_adapter_that_changes_nothing(
+    scripted, options, tmp_path, embedded
+):
+    scripted(1, 1, 2)
+    told = io.StringIO()
+    result = adapt(options(), tmp_path / "run", console=Console(file=told, width=400))
+    assert result["best_epoch"] == 0 and "No epoch was better" in told.getvalue()
+    base, (adapted, _) = load_model(embedded), load_adapted(str(embedded), tmp_path / "run")
+    batch = base.collate(list(read_corpus(tmp_path / "run" / "data" / "dev.jsonl.gz").cuts))
+    with torch.no_grad():
+        torch.testing.assert_close(adapted.loss(batch), base.loss(batch), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ssvd", "lora"])
+def test_loss_that_is_no_number_stops_the_run_and_the_best_adapter_remains(options, tmp_path, embedded, method):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"The loss became (nan|inf).*lower --learning-rate than 1e\+30") as error:
+        adapt(options(method=method, learning_rate=1e30, clip=1e30, epochs=3), run)
+    assert "\n" not in str(error.value)
+    assert all(value.isfinite().all() for value in parameters(run).values())
+    load_adapted(str(embedded), run)
+    assert not (run / "result.json").exists()
+
+
+@pytest.fixture
+def limit():
+    """Limits the size of files, which is to a program as a full disk; lifted at the end."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# An adapter takes 0.5 MB and a checkpoint more: which of them is written first, and fails, follows from the best epoch.
+@pytest.mark.parametrize("wrong", [2, 5], ids=["adapter", "checkpoint"])
+def test_full_disk_is_told_in_a_sentence_and_the_run_continues_once_there_is_space(
+    monkeypatch, scripted, options, tmp_path, limit, wrong
+):
+    scripted(8, 3, wrong)
+    run = tmp_path / "run"
+    with monkeypatch.context() as context:
+        begin = Adaptation.on_train_epoch_start
+        context.setattr(
+            Adaptation, "on_train_epoch_start", lambda self: (begin(self), self.current_epoch and limit(100_000))
+        )
+        with pytest.raises(UserError, match=r"Could not write to .*free some space.*--resume") as error:
+            adapt(options(), run)
+        limit(resource.RLIM_INFINITY)
+    assert "\n" not in str(error.value)
+    assert all(value.isfinite().all() for value in parameters(run).values())
+    scripted(wrong)
+    result = adapt(None, run, resume=True)
+    assert result["best_epoch"] == (2 if wrong == 2 else 1)
+    assert [row["epoch"] for row in result["series"]] == [0, 1, 2]
+
+
+def test_merged_model_needs_transformers_alone_and_computes_the_same(finished, embedded, tmp_path):
+    _, run, _ = finished
+    merged = tmp_path / "merged"
+    assert CliRunner().invoke(app, ["merge", str(embedded), str(run), str(merged)]).exit_code == 0
+    speech, _ = load_adapted(str(embedded), run)
+    features = torch.randn(2, 80, 400, generator=torch.Generator().manual_seed(0))
+    inputs = torch.tensor([[1, 5, 9], [1, 7, 8]])
+    with torch.no_grad():
+        logits = speech.module(input_features=features, decoder_input_ids=inputs).logits
+    torch.save((features, inputs), tmp_path / "inputs.pt")
+    code = f"""
+import sys, torch
+from transformers import WhisperForConditionalGeneration
+model = WhisperForConditionalGeneration.from_pretrained({str(merged)!r}, dtype=torch.float32).eval()
+features, inputs = torch.load({str(tmp_path / "inputs.pt")!r})
+with torch.no_grad():
+    logits = model(input_features=features, decoder_input_ids=inputs).logits
+torch.save(logits, {str(tmp_path / "logits.pt")!r})
+assert not {{"ssvd", "peft"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    # The embedded model is stored as fp16, and so is what is merged.
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits, rtol=0, atol=0.05)

@@ -1,0 +1,226 @@
+"""The command line: whatever the user gives, results or one sentence and exit code 2."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssvd import cli
+from ssvd.adapt import AdaptOptions
+
+
+@pytest.fixture
+def ssvd(monkeypatch, capsys):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ssvd", *map(str, arguments)])
+        try:
+            cli.run()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def refused(ssvd):
+    """Runs a command that must fail, and returns the one sentence that it says."""
+
+    def run(*arguments):
+        code, out, err = ssvd(*arguments)
+        assert code == 2, err
+        assert out == ""
+        (sentence,) = err.splitlines()
+        assert sentence.startswith("Error: ") and sentence.endswith(".")
+        return sentence
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table of 8 one-second noises by 4 speakers, aged 6 to 9, and the rows given."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        soundfile.write(tmp_path / f"{number}.wav", rng.uniform(-0.1, 0.1, 16000), 16000)
+    soundfile.write(tmp_path / "long.wav", rng.uniform(-0.1, 0.1, 5 * 16000), 16000)
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)
+    (tmp_path / "text.wav").write_text("this is no audio")
+
+    def write(*rows):
+        good = [f"{number}.wav,hello there,s{number % 4},{6 + number % 4}" for number in range(8)]
+        path = tmp_path / "table.csv"
+        path.write_text("\n".join(["path,text,speaker,age", *good, *rows]) + "\n")
+        return path
+
+    return write
+
+
+BAD_ROWS = {
+    "missing.wav,hello,s0,7": "there is no audio file .*missing.wav",
+    "text.wav,hello,s0,7": "text.wav cannot be read",
+    "none.wav,hello,s0,7": "none.wav holds no samples",
+    "1.wav,,s0,7": "has no text",
+    "long.wav,hello,s0,7": "Utterance long cannot be trained on .*5.00 s and the window is 4 s: cut it",
+    f"1.wav,{'word ' * 500},s0,7": "id 1 is taken",
+}
+
+
+@pytest.mark.parametrize("row", BAD_ROWS)
+def test_bad_row_is_told_and_names_the_option_that_leaves_it_out(refused, table, embedded, tmp_path, row):
+    sentence = refused("adapt", embedded, "--train", table(row), "--dev", table(row), "--out", tmp_path / "run")
+
+    assert re.search(BAD_ROWS[row], sentence) and "--skip-bad" in sentence
+    assert not (tmp_path / "run").exists(), "the corrected command can be given again as it is"
+
+
+def test_skip_bad_leaves_out_counts_and_lists(ssvd, table, embedded, tmp_path):
+    path = table("missing.wav,hello,s0,7", "long.wav,hello,s0,7")
+    with path.open("a") as file:
+        file.write("0.wav,hello,s0,7\n")  # its id is taken
+    dev = tmp_path / "dev.csv"
+    dev.write_text("path,text\n0.wav,hello there\n")
+    command = ["adapt", embedded, "--train", path, "--dev", dev, "--out", tmp_path / "run", "--skip-bad"]
+    code, _, err = ssvd(*command, "--epochs", 1, "--updates-per-epoch", 1, "--batch-size", 2, "--device", "cpu")
+    assert code == 0, err
+    assert "3 utterances are left out" in err and "skipped.jsonl" in err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(row["where"].rsplit("/")[-1] for row in rows) == ["long", "table.csv:10", "table.csv:12"]
+
+
+def test_label_longer_than_the_decoder_is_told(refused, table, embedded, tmp_path):
+    path = table()
+    path.write_text(path.read_text().replace("hello there", "word " * 500, 1))
+    sentence = refused("adapt", embedded, "--train", path, "--dev", path, "--out", tmp_path / "run")
+    assert "Utterance 0 cannot be trained on (1 of 8 cannot). Its text takes" in sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--method", "magic"], "There is no method 'magic'; choose one of ssvd, lora, full."),
+        (["--portion", "1.5"], "The portion 1.5 must lie above 0 and be at most 1."),
+        (["--rank", "5000"], "The rank 5000 must lie between 1 and 192"),
+        (["--also-train", "nothing"], "no module 'nothing' to train"),
+        (["--epochs", "0"], "--epochs: Input should be greater than or equal to 1, but it is 0."),
+        (["--learning-rate", "-1"], "--learning-rate: Input should be greater than 0, but it is -1.0."),
+        (["--rotation", "wild"], "--rotation: Input should be 'approx', 'strict' or 'none', but it is 'wild'."),
+        (["--device", "tpu"], "--device: Input should be 'auto', 'cpu', 'cuda' or 'mps', but it is 'tpu'."),
+        (["--where", "height<3"], "'height<3' names an unknown field; there are age, "),
+        (["--where", "age<3"], "No utterance is left after the condition 'age<3'; age goes from 6 to 9."),
+        (["--window", "60"], "A window of 60 s is not possible"),
+        (["--normaliser", "dutch"], "There is no normaliser 'dutch'"),
+    ],
+)
+def test_bad_option_of_adapt_is_named(refused, table, embedded, tmp_path, options, told):
+    path = table()
+    run = tmp_path / "run"
+    assert told in refused("adapt", embedded, "--train", path, "--dev", path, "--out", run, *options)
+    assert not run.exists()
+
+
+def test_missing_things_are_told_by_name(refused, table, embedded, tmp_path):
+    path, missing, empty = table(), tmp_path / "missing", tmp_path / "empty.csv"
+    empty.touch()
+    run = ["--out", tmp_path / "run"]
+    assert f"{missing} does not exist" in refused("adapt", embedded, "--train", missing, *run)
+    assert f"{empty} is empty" in refused("adapt", embedded, "--train", empty, *run)
+    assert str(missing) in refused("adapt", missing, "--train", path, *run)
+    assert "Name the model" in refused("adapt", "--train", path, *run)
+    assert "with --train" in refused("adapt", embedded, *run)
+    assert f"{tmp_path} is not empty" in refused("adapt", embedded, "--train", path, "--out", tmp_path)
+    assert f"{missing} is not a run folder" in refused("adapt", "--resume", "--out", missing)
+    assert f"{missing} is not a run folder" in refused("evaluate", embedded, path, "--adapter", missing)
+    assert f"{tmp_path} is not empty" in refused("merge", embedded, missing, tmp_path)
+    assert "is not three shares" in refused("prepare", path, missing, "--split", "80/30")
+    assert str(path) in refused("prepare", path, path)  # a file where a folder must be made
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["adapt", "--epochs", "many"], ["adapt", "--colour", "red"], ["evaluate"], ["sing"], ["adapt", "--beams", "0"]],
+)
+def test_misuse_exits_with_2_and_no_traceback(ssvd, command):
+    code, _, err = ssvd(*command)
+    assert code == 2 and "Usage: ssvd" in err and "Traceback" not in err
+
+
+def test_help_states_the_defaults_that_hold():
+    parameters = inspect.signature(cli.adapt).parameters
+    for name, field in AdaptOptions.model_fields.items():
+        if not field.is_required():
+            assert parameters[name].default == field.default, name
+
+
+def test_whole_path_through_the_commands(ssvd, corpora, embedded, tmp_path):
+    parts, run = tmp_path / "parts", tmp_path / "run"
+    code, out, err = ssvd("prepare", corpora["child"], parts, "--split", "50/25/25", "--seed", 3)
+    assert code == 0, err
+    assert all((parts / f"{name}.jsonl.gz").is_file() and name in out for name in ("train", "dev", "test"))
+    command = ["adapt", embedded, "--train", parts / "train.jsonl.gz", "--dev", parts / "dev.jsonl.gz", "--out", run]
+    code, out, err = ssvd(*command, "--epochs", 2, "--batch-size", 4, "--method", "lora", "--device", "cpu")
+    assert code == 0, err
+    assert "before training  dev WER" in err and "epoch 2/2  loss" in err and "dev WER after" in out
+    assert "Warning" not in err
+
+    # What is given with --resume is compared, not ignored.
+    assert ssvd("adapt", "--resume", "--out", run)[0] == 0
+    assert ssvd(*command, "--epochs", 2, "--resume")[0] == 0
+    code, _, err = ssvd("adapt", "--resume", "--out", run, "--epochs", 9)
+    assert code == 2 and "begun with other options (epochs was 2)" in err
+
+    test = parts / "test.jsonl.gz"
+    code, out, err = ssvd("evaluate", embedded, test, "--adapter", run, "--by", "speaker", "--json")
+    assert code == 0, err
+    base, adapted = json.loads(out)
+    assert base["system"] == "base" and adapted["system"] == str(run) and base["words"] == adapted["words"] > 0
+    code, out, err = ssvd("evaluate", embedded, test, "--adapter", run, "--by", "speaker")
+    assert code == 0 and f"{base['wer']:.1%}" in out and "speaker=child-" in out
+
+    files = sorted(corpora["adult"].parent.glob("*.flac"))[:2]
+    code, out, err = ssvd("transcribe", embedded, "--adapter", run, *files)
+    assert code == 0 and [line.split("\t")[0] for line in out.splitlines()] == [str(path) for path in files]
+    code, out, err = ssvd("transcribe", embedded, files[0], tmp_path / "missing.wav", "--json")
+    assert code == 2 and json.loads(out)["path"] == str(files[0]) and "there is no audio file" in err
+    assert ssvd("transcribe", embedded, files[0], tmp_path / "missing.wav", "--skip-bad")[0] == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_audio_that_breaks_while_it_is_decoded_is_told_in_a_sentence(refused_late, table, embedded, tmp_path, workers):
+    sentence = refused_late(workers)
+    assert "the audio of" in sentence and "7.wav" in sentence
+
+
+@pytest.fixture
+def refused_late(ssvd, table, embedded, tmp_path, monkeypatch):
+    """Runs a training whose file 7.wav vanishes once its header is read; the last line that is said."""
+
+    def run(workers):
+        path, dev = table(), tmp_path / "dev.csv"
+        dev.write_text("path,text\n0.wav,hello there\n")
+        from ssvd.adapt import Adaptation
+
+        vanish = lambda self: (tmp_path / "7.wav").unlink(missing_ok=True)  # noqa: E731
+        monkeypatch.setattr(Adaptation, "on_train_start", vanish)
+        command = ["adapt", embedded, "--train", path, "--dev", dev, "--out", tmp_path / "run", "--device", "cpu"]
+        code, _, err = ssvd(*command, "--batch-size", 8, "--workers", workers)
+        assert code == 2 and "Traceback" not in err, err
+        return err.splitlines()[-1]
+
+    return run
+
+
+def test_fresh_process_refuses_with_the_same_sentence_and_code(tmp_path):
+    command = [sys.executable, "-m", "ssvd", "prepare", str(tmp_path / "missing.csv"), str(tmp_path / "out")]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr == f"Error: {tmp_path / 'missing.csv'} does not exist.\n"

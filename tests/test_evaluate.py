@@ -1,0 +1,174 @@
+"""Base and adapted models side by side on corpora; transcripts of files of any length."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from ssvd.adapt import adapt
+from ssvd.data import load_audio, read_corpus
+from ssvd.errors import UserError
+from ssvd.evaluate import evaluate
+from ssvd.runs import load_adapted
+from ssvd.scoring import score
+from ssvd.transcribe import transcribe_files
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, options, corpora):
+    """A run whose adapter changes transcripts: it knows the dev utterances by heart."""
+    run = tmp_path_factory.mktemp("adapted") / "run"
+    result = adapt(options(dev=[str(corpora["child"])], updates_per_epoch=5, learning_rate=5e-3), run)
+    assert result["best_epoch"] > 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory, embedded, corpora):
+    out = tmp_path_factory.mktemp("evaluation")
+    paths = [str(path) for path in corpora.values()]
+    evaluations, skipped = evaluate(
+        str(embedded), paths, adapters=[run], by=["speaker", "accent"], out=out, device="cpu"
+    )
+    assert not skipped
+    return out, evaluations
+
+
+def test_every_system_is_scored_on_every_corpus_and_compared_with_the_base(evaluated, run):
+    _, evaluations = evaluated
+    assert [(evaluation.corpus, evaluation.system) for evaluation in evaluations] == [
+        (corpus, system) for corpus in ("child-metadata", "adult-metadata") for system in ("base", str(run))
+    ]
+    for base, adapted in (evaluations[:2], evaluations[2:]):
+        assert base.comparison is None
+        assert adapted.comparison.difference == pytest.approx(adapted.score.wer - base.score.wer)
+    assert evaluations[1].score.wer < evaluations[0].score.wer
+
+
+def test_error_rates_follow_from_the_written_hypotheses(evaluated):
+    out, evaluations = evaluated
+    results = json.loads((out / "result.json").read_text())
+    assert results["results"] == json.loads(json.dumps([evaluation.as_dict() for evaluation in evaluations]))
+    for evaluation in evaluations:
+        system = "base" if evaluation.system == "base" else "run"
+        lines = (out / "hypotheses" / f"{system}-{evaluation.corpus}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert len({row["id"] for row in rows}) == evaluation.score.utterances
+        again = score(
+            [row["reference"] for row in rows],
+            [row["hypothesis"] for row in rows],
+            speakers=[row["speaker"] for row in rows],
+            normaliser=results["normaliser"],
+        )
+        assert again == evaluation.score
+
+
+def test_groups_of_a_field_add_up_to_the_whole(evaluated):
+    for evaluation in evaluated[1]:
+        assert len(evaluation.groups["speaker"]) == 4
+        for parts in evaluation.groups.values():
+            assert sum(part.words for part in parts.values()) == evaluation.score.words
+            assert sum(part.substitutions for part in parts.values()) == evaluation.score.substitutions
+
+
+@pytest.fixture
+def undecoded(monkeypatch):
+    """Decoding before everything given is checked would be lost time."""
+    monkeypatch.setattr("ssvd.speech.Whisper.transcribe", lambda *args, **kwargs: pytest.fail("decoded"))
+
+
+def test_runs_of_the_same_name_are_refused_rather_than_overwritten(run, embedded, corpora, tmp_path, undecoded):
+    with pytest.raises(UserError, match="Two adapters have the same name"):
+        evaluate(str(embedded), [str(corpora["adult"])], adapters=[run, run], out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"by": ["age"]}, "No utterance of .* has the field 'age'; the fields are: accent, "),
+        ({"by": ["accent:6-10,x"]}, "The bands of 'accent:6-10,x' cannot be read"),
+        ({"where": ["age<9"]}, "'age<9' names an unknown field; there are accent, "),
+        ({"normaliser": "dutch"}, "no normaliser 'dutch'; choose one of none, basic, english"),
+        ({"device": "tpu"}, "no device 'tpu' here; choose one of auto, cpu"),
+        ({"window": 9.0}, "A window of 9 s is not possible"),
+    ],
+)
+def test_bad_option_is_refused_before_decoding(run, embedded, corpora, given, told, undecoded):
+    with pytest.raises(UserError, match=told):
+        evaluate(str(embedded), [str(corpora["adult"])], adapters=[run], **given)
+
+
+@pytest.fixture(scope="module")
+def sibling(embedded, tmp_path_factory):
+    """A model of the same architecture whose weights differ by some percent, as after further training."""
+    folder = tmp_path_factory.mktemp("sibling")
+    for path in embedded.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        weights[name] = weight * (1 + 0.05 * torch.randn(weight.shape, generator=generator)).to(weight)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_adapter_of_another_base_model_is_refused(run, sibling, corpora, undecoded):
+    with pytest.raises(UserError, match=r"was trained on another base model than .*: give the one"):
+        evaluate(str(sibling), [str(corpora["adult"])], adapters=[run])
+    with pytest.raises(UserError, match="another base model"):
+        load_adapted(str(sibling), run)
+
+
+def copy_of(run, to):
+    for path in run.rglob("*"):
+        if path.is_file():
+            (to / path.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
+            (to / path.relative_to(run)).write_bytes(path.read_bytes())
+    return to
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("config.yaml", "is not a run folder: it has no config.yaml"),
+        ("adapter/adapter_config.json", "holds no adapter"),
+        ("base.json", r"base\.json cannot be read"),
+    ],
+)
+def test_incomplete_run_folder_is_told(run, embedded, tmp_path, missing, told):
+    folder = copy_of(run, tmp_path / "copy")
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=told):
+        load_adapted(str(embedded), folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model.encoder.layers.0.fc1": "x"}'])
+def test_damaged_samples_of_the_base_are_told(run, embedded, tmp_path, content):
+    folder = copy_of(run, tmp_path / "copy")
+    (folder / "base.json").write_text(content)
+    with pytest.raises(UserError, match=r"base\.json cannot be read"):
+        load_adapted(str(embedded), folder)
+
+
+def test_files_of_any_format_rate_and_length_are_transcribed(run, embedded, corpora, tmp_path):
+    cuts = list(read_corpus(corpora["adult"]).cuts)[:3]
+    audio = [load_audio(cut, 16000) for cut in cuts]
+    pause = np.zeros(16000, dtype=np.float32)
+    wav, flac, long = tmp_path / "one.wav", tmp_path / "two.flac", tmp_path / "long.wav"
+    soundfile.write(wav, np.stack([audio[0], audio[0]], axis=1), 16000)
+    soundfile.write(flac, audio[1], 16000)
+    soundfile.write(long, np.concatenate([part for samples in audio for part in (samples, pause)]), 16000)
+    missing = tmp_path / "missing.wav"
+    rows = {path: (text, error) for path, text, error in transcribe_files(str(embedded), [wav, missing, flac, long])}
+    assert list(rows) == [wav, missing, flac, long]
+    assert rows[missing] == ("", f"there is no audio file {missing}")
+    words = {path: text.split() for path, (text, _) in rows.items()}
+    assert words[wav] and words[flac] and len(words[long]) > 1.5 * len(words[wav])
+
+    speech, _ = load_adapted(str(embedded), run)
+    ((_, adapted, _),) = transcribe_files(str(embedded), [flac], run)
+    batch = speech.collate([cuts[1]], text=False)
+    assert [adapted] == speech.transcribe(batch)
