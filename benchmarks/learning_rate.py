@@ -28,8 +28,7 @@ from ssvd.demo import EMBEDDED
 from ssvd.methods import apply_method
 from ssvd.spectral import step
 from ssvd.speech import load_model
-from ssvd.tuners import SSVDModel
-from ssvd.tuners.config import portion_rank
+from ssvd.tuners import SSVDModel, portion_rank
 
 
 def held_out_loss(

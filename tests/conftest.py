@@ -8,6 +8,8 @@ import pytest
 
 import ssvd
 
+os.environ["SSVD_CACHE"] = "off"  # tests leave nothing in the home folder; those of the cache turn it on
+
 RECORDINGS = Path(__file__).parents[2] / "shared" / "speech"
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ssvd.errors import UserError
 from ssvd.spectral import ROTATIONS, rotation_size
-from ssvd.tuners.config import SSVDConfig, portion_rank
+from ssvd.tuners import SSVDConfig, portion_rank
 
 Shapes = Mapping[str, tuple[int, int]]
 """Names of linear layers, and the shape (out, in) of the weight of each."""

@@ -1,30 +1,27 @@
-"""A linear layer adapted with SSVD."""
+"""A linear layer adapted in the singular basis of its weight."""
 
 import warnings
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ssvd.spectral import (
-    Basis,
-    change_signs,
-    core_change,
-    effective_weight,
-    orthogonality_error,
-    rotation_size,
-    spectral_linear,
-)
-from ssvd.spectral.linear import compute_dtype
+from ssvd.spectral import Basis, cached_basis, compute_dtype, effective_weight, spectral_linear
 
-from .config import SSVDConfig
+from .config import SpectralConfig
+
+# A stored basis must hold this share of the base weight: rounding to bf16 or 8 bits costs less than 1 %.
+_LARGEST_MISFIT = 0.02
 
 
-class SSVDLinear(nn.Module, BaseTunerLayer):
-    """A linear layer, and for each adapter the frozen basis of its weight and the trained theta and s.
+class SpectralLayer(nn.Module, BaseTunerLayer):
+    """A linear layer, and for each adapter the frozen basis of its weight and the core that is trained.
+
+    A method derives from it: `create_core` makes the parameters of an adapter, `change` the change of the core that
+    they stand for.
 
     The weight of the layer is left as it is, but while adapters are merged. Several active adapters add up their
     changes of it.
@@ -39,115 +36,164 @@ class SSVDLinear(nn.Module, BaseTunerLayer):
         fan_in_fan_out: Whether the weight is stored as (in, out).
     """
 
+    method: ClassVar[str]
+
     # PEFT comes without types.
     get_base_layer: Callable[[], nn.Linear]
     set_adapter: Callable[..., None]
     active_adapters: list[str]
     merged: bool
     disable_adapters: bool
+    adapter_layer_names: tuple[str, ...]
+    other_param_names: tuple[str, ...]
     _unmerged_weight: Tensor | None
-
-    adapter_layer_names = ("ssvd_theta", "ssvd_s")
-    other_param_names = ("ssvd_basis", "rotation", "svd")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.fan_in_fan_out = fan_in_fan_out
-        self.ssvd_theta = nn.ParameterDict()
-        self.ssvd_s = nn.ParameterDict()
-        self.ssvd_basis: MutableMapping[str, Basis] = nn.ModuleDict()  # type: ignore[assignment]
-        self.rotation: dict[str, str] = {}
+        # Under a name of the method's own, by which PEFT knows what to save.
+        setattr(self, f"{self.method}_basis", nn.ModuleDict())
         self.svd: dict[str, str] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self.out_features, self.in_features = self._stored(base_layer.weight).shape
         self.register_buffer("_unmerged_weight", None, persistent=False)
-        self._kept: tuple[list[object], Tensor, list[Tensor]] | None = None
+        self._kept: dict[tuple[str, ...], tuple[list[object], Tensor, list[Tensor]]] = {}
 
-    def update_layer(self, adapter_name: str, config: SSVDConfig, layer: str) -> None:
+    @property
+    def bases(self) -> MutableMapping[str, Basis]:
+        """The basis of each adapter."""
+        bases: MutableMapping[str, Basis] = getattr(self, f"{self.method}_basis")
+        return bases
+
+    def create_core(self, adapter_name: str, config: Any, layer: str) -> None:
+        """Set the basis of an adapter and create its parameters, on the device and in the dtype of the weight.
+
+        Raises:
+            ValueError: The configuration does not fit the layer, whose name is `layer`.
+        """
+        raise NotImplementedError
+
+    def change(self, adapter_name: str) -> Tensor:
+        """The change of the core, (k, k), float32 or float64, differentiable in the parameters of the adapter."""
+        raise NotImplementedError
+
+    def check_core(self, state_dict: dict[str, Any], prefix: str, adapter_name: str, layer: str) -> None:
+        """Raise ValueError where parameters that are about to be loaded belong to another core."""
+
+    def update_layer(self, adapter_name: str, config: SpectralConfig, layer: str) -> None:
         """Add an adapter.
 
         Raises:
             ValueError: The configuration does not fit the layer, whose name is `layer`.
         """
-        k = config.rank_of(layer, self.out_features, self.in_features)
-        size = rotation_size(k, config.rotation)
-        if not size and not config.train_scale:
-            raise ValueError(
-                f"The layer {layer} has nothing to train: with one singular triplet there is no rotation, "
-                "so set `train_scale=True`, or a larger `portion` or `rank`."
-            )
-        self.rotation[adapter_name] = config.rotation
-        self.svd[adapter_name] = config.svd
-        self.ssvd_basis[adapter_name] = self._find_basis(k, config.svd)
-        weight = self.get_base_layer().weight
-        if size:
-            theta = torch.zeros(size, dtype=weight.dtype, device=weight.device)
-            self.ssvd_theta[adapter_name] = theta if config.init_weights else theta.normal_(std=0.5)
-        if config.train_scale:
-            s = torch.zeros(k, dtype=weight.dtype, device=weight.device)
-            self.ssvd_s[adapter_name] = s if config.init_weights else s.normal_(std=0.5)
+        self.create_core(adapter_name, config, layer)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def set_basis(self, adapter_name: str, config: SpectralConfig, k: int, svd: str, trained: int) -> None:
+        """Give an adapter the top k triplets: those of another adapter where they are the same, else decomposed anew.
+
+        Args:
+            trained: Number of parameters of the adapter in this layer: the fingerprint takes less than 2 % of that.
+        """
+        groups, stored = min(k, max(4, trained // 60)), config.basis == "stored"
+        self.svd[adapter_name] = svd
+        self.bases[adapter_name] = self._find_basis(k, svd).narrow(k, groups, stored)
+
     def _find_basis(self, k: int, svd: str) -> Basis:
-        """The basis of another adapter where it is the same, else a decomposition of the weight."""
-        for name, basis in self.ssvd_basis.items():
+        for name, basis in self.bases.items():
             # The first triplets of a larger randomised decomposition are not those of a smaller one.
-            if self.svd.get(name) == svd and (basis.k == k or (svd == "exact" and basis.k > k)):
-                return basis.narrow(k)
+            same = self.svd.get(name) == svd and (basis.k == k or (svd == "exact" and basis.k > k))
+            if same and basis.is_canonical:
+                return basis
         weight = self.get_base_layer().weight if self._unmerged_weight is None else self._unmerged_weight
-        return Basis.of(self._stored(weight), k, svd)
+        return cached_basis(self._stored(weight), k, svd)
 
     def _stored(self, weight: Tensor) -> Tensor:
         """A weight as (out, in) where it is stored as (in, out), and the other way round."""
         return weight.T if self.fan_in_fan_out else weight
 
-    def _change(self, adapter_name: str) -> Tensor:
-        theta, s = self.ssvd_theta.get(adapter_name), self.ssvd_s.get(adapter_name)
-        return core_change(self.ssvd_basis[adapter_name].S, theta, s, self.rotation[adapter_name])
-
     def _active(self) -> list[str]:
         """Active adapters of this layer; none while adapters are merged or disabled."""
         if self.merged or self.disable_adapters:
             return []
-        return [name for name in self.active_adapters if name in self.ssvd_basis]
+        return [name for name in self.active_adapters if name in self.bases]
 
     def _adapted(self, adapters: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Bases and change of the core of adapters: (out, k), (in, k) and (k, k) with the sum of their k."""
         if len(adapters) == 1:
-            basis = self.ssvd_basis[adapters[0]]
-            return basis.U, basis.V, self._change(adapters[0])
-        bases = [self.ssvd_basis[name] for name in adapters]
+            basis = self.bases[adapters[0]]
+            return basis.U, basis.V, self.change(adapters[0])
+        bases = [self.bases[name] for name in adapters]
         U, V = torch.cat([basis.U for basis in bases], 1), torch.cat([basis.V for basis in bases], 1)
-        return U, V, torch.block_diag(*(self._change(name) for name in adapters))
+        return U, V, torch.block_diag(*(self.change(name) for name in adapters))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in); returns (..., out)."""
+    def forward(self, x: Tensor, *, adapter_names: list[str] | None = None) -> Tensor:
+        """Apply the layer with its active adapters, or each row of a batch with the adapter that is named for it.
+
+        Args:
+            x: (..., in).
+            adapter_names: One name for each entry of the first dimension of x; "__base__" for none.
+
+        Returns:
+            (..., out).
+
+        Raises:
+            ValueError: There are fewer or more names than rows, or adapters are merged.
+        """
         if self.disable_adapters and self.merged:
             self.unmerge()
-        if not (adapters := self._active()):
-            return self.base_layer(x)
+        if adapter_names is not None:
+            return self._mixed(x, adapter_names)
+        if adapters := self._active():
+            return self._apply_adapters(x, adapters)
+        result: Tensor = self.base_layer(x)
+        return result
+
+    def _mixed(self, x: Tensor, adapter_names: list[str]) -> Tensor:
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+        result: Tensor = self.base_layer(x)
+        for name in set(adapter_names) & set(self.bases):
+            rows = [row for row, wanted in enumerate(adapter_names) if wanted == name]
+            result[rows] = self._apply_adapters(x[rows], [name], alone=False)
+        return result
+
+    def _apply_adapters(self, x: Tensor, adapters: list[str], alone: bool = True) -> Tensor:
         base = self.get_base_layer()
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._kept = None
+            self._kept = {}
             return spectral_linear(x, self._stored(base.weight), base.bias, *self._adapted(adapters))
+        if alone and tuple(adapters) not in self._kept:
+            self._kept = {}  # of adapters that were active before
         return linear(x, self._kept_weight(adapters), base.bias)
 
     def _kept_weight(self, adapters: list[str]) -> Tensor:
         """The adapted weight in the dtype that the layer computes in, formed when something it is made of changed."""
         weight = self.get_base_layer().weight
-        parts = [weight]
-        for name in adapters:
-            parts += [part[name] for part in (self.ssvd_theta, self.ssvd_s) if name in part]
+        parts = [weight, *(p for name in adapters for p in self._parameters_of(name).values())]
         dtype = compute_dtype(weight)
         if any(part.is_inference() for part in parts):  # has no version counter
             return effective_weight(self._stored(weight), *self._adapted(adapters), dtype)
-        state = [dtype, *adapters, *((id(part), part._version, part.data_ptr()) for part in parts)]
-        if self._kept is None or self._kept[0] != state:
+        state = [dtype, *((id(part), part._version, part.data_ptr()) for part in parts)]
+        kept = self._kept.get(tuple(adapters))
+        if kept is None or kept[0] != state:
             adapted = effective_weight(self._stored(weight), *self._adapted(adapters), dtype)
-            self._kept = state, adapted, parts  # the parts, so that no other tensor gets the id of one of them
-        return self._kept[1]
+            # With the parts, so that no other tensor gets the id of one of them.
+            kept = self._kept[tuple(adapters)] = state, adapted, parts
+        return kept[1]
+
+    def _parameters_of(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        containers: dict[str, Any] = {name: getattr(self, name) for name in self.adapter_layer_names}
+        return {name: parts[adapter_name] for name, parts in containers.items() if adapter_name in parts}
 
     @property
     def weight(self) -> Tensor:
@@ -159,8 +205,8 @@ class SSVDLinear(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """What merging an adapter adds to the weight, in the shape of the weight, in float32 or float64."""
-        basis = self.ssvd_basis[adapter_name]
-        change = self._change(adapter_name)
+        basis = self.bases[adapter_name]
+        change = self.change(adapter_name)
         U, V = basis.U.to(change.dtype), basis.V.to(change.dtype)
         return self._stored(effective_weight(change.new_zeros(()), U, V, change))
 
@@ -175,7 +221,7 @@ class SSVDLinear(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: The merged weight has infinite or undefined entries (`safe_merge` only).
         """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.ssvd_basis]
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.bases]
         if not names:
             return
         weight = self.get_base_layer().weight
@@ -188,7 +234,7 @@ class SSVDLinear(nn.Module, BaseTunerLayer):
             self._unmerged_weight = weight.data
         weight.data = merged.to(weight.dtype)
         self.merged_adapters.extend(names)
-        self._kept = None
+        self._kept = {}
 
     def unmerge(self) -> None:
         """Put back the weight from before `merge`, the same bit for bit."""
@@ -203,60 +249,76 @@ class SSVDLinear(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
 
-    def orthogonality_error(self, adapter_name: str) -> float:
-        """Spectral norm of `G^T G - I`; see `ssvd.spectral.orthogonality_error`."""
-        if adapter_name not in self.ssvd_theta:
-            return 0.0
-        theta = self.ssvd_theta[adapter_name]
-        return orthogonality_error(theta, self.ssvd_basis[adapter_name].k, self.rotation[adapter_name])
-
-    def train(self, mode: bool = True) -> "SSVDLinear":
-        self._kept = None
+    def train(self, mode: bool = True) -> "SpectralLayer":
+        self._kept = {}
         return super().train(mode)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "SSVDLinear":
-        self._kept = None  # `to` replaces memory without a trace in the version counters
+    def _apply(self, *args: Any, **kwargs: Any) -> "SpectralLayer":
+        self._kept = {}  # `to` replaces memory without a trace in the version counters
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": {}}
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # Unlike PEFT's own, leaves dtypes alone: the singular values and the fingerprint stay in float32.
+        # Unlike PEFT's own, leaves dtypes alone: singular values and fingerprints stay in float32.
         device = device or self.get_base_layer().weight.device
-        for parts in (self.ssvd_theta, self.ssvd_s, self.ssvd_basis):
-            if adapter_name in parts and not getattr(parts[adapter_name], "is_meta", False):
-                parts[adapter_name] = parts[adapter_name].to(device)
+        containers: list[Any] = [getattr(self, name) for name in (*self.adapter_layer_names, *self.other_param_names)]
+        for parts in containers:
+            if hasattr(parts, "parameters") and adapter_name in parts:
+                part = parts[adapter_name]
+                if not getattr(part, "is_meta", False):
+                    parts[adapter_name] = part.to(device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Every way of loading ends here, before the parameters are copied.
-        self._kept = None
+        # Every way of loading ends here, before anything is copied.
+        self._kept = {}
         layer = prefix.removeprefix("base_model.model.").rstrip(".")
         self._follow_base_weight(state_dict.get(f"{prefix}base_layer.weight"), layer)
-        for name, basis in self.ssvd_basis.items():
-            fingerprint = state_dict.get(f"{prefix}ssvd_basis.{name}.fingerprint")
-            theta = state_dict.get(f"{prefix}ssvd_theta.{name}")
-            if fingerprint is None:
-                if theta is not None:
-                    warnings.warn(
-                        "Parameters of SSVD without the fingerprints of the bases they were trained in cannot be "
-                        "checked; save adapters with `save_pretrained` or `get_peft_model_state_dict`.",
-                        stacklevel=2,
-                    )
-                continue
-            if fingerprint.shape != basis.fingerprint.shape:
-                continue  # of another k: PyTorch says so below
-            signs = basis.signs_in(fingerprint)
-            if signs is None:
-                raise ValueError(
-                    f"The adapter was trained on another base model, or on this one in another precision: the weight "
-                    f"of {layer} has another singular basis; load the base model as it was in training (to change its "
-                    "dtype, merge the adapter first)."
-                )
-            if theta is not None:
-                state_dict[f"{prefix}ssvd_theta.{name}"] = change_signs(theta, signs, self.rotation[name])
-            state_dict[f"{prefix}ssvd_basis.{name}.fingerprint"] = basis.fingerprint
+        for name in list(self.bases):
+            self._follow_basis(state_dict, prefix, name, layer)
+            self.check_core(state_dict, prefix, name, layer)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _follow_basis(self, state_dict: dict[str, Any], prefix: str, adapter_name: str, layer: str) -> None:
+        """Give an adapter the basis in which the parameters that are about to be loaded were trained.
+
+        Raises:
+            ValueError: The weight of the layer does not have it.
+        """
+        basis = self.bases[adapter_name]
+        part = f"{prefix}{self.method}_basis.{adapter_name}."
+        fingerprint = state_dict.get(f"{part}fingerprint")
+        if fingerprint is None:
+            if any(f"{prefix}{name}.{adapter_name}" in state_dict for name in self._parameters_of(adapter_name)):
+                warnings.warn(
+                    f"Parameters of {self.method.upper()} without the fingerprints of the bases they were trained in "
+                    "cannot be checked; save adapters with `save_pretrained` or `get_peft_model_state_dict`.",
+                    stacklevel=2,
+                )
+            return
+        if fingerprint.shape != basis.fingerprint.shape:
+            return  # of another k: PyTorch says so next
+        triplets = [state_dict[f"{part}{name}"] for name in "USV" if f"{part}{name}" in state_dict]
+        if basis.stored and [t.shape for t in triplets] == [basis.U.shape, basis.S.shape, basis.V.shape]:
+            weight = self._stored(self.get_base_layer().weight)
+            U, S, V = (tensor.detach().to(weight.device) for tensor in triplets)
+            stored = Basis.of_triplets(U, S, V, len(fingerprint))
+            if not stored.misfit(weight) <= _LARGEST_MISFIT:
+                raise ValueError(
+                    f"The adapter was trained on another base model: its stored basis of {layer} holds only part of "
+                    "the weight; load the base model of the training, or a copy of it that was rounded less."
+                )
+            self.bases[adapter_name] = stored.to(weight.dtype)
+            return
+        aligned = basis.aligned(fingerprint)
+        if aligned is None:
+            raise ValueError(
+                f"The adapter was trained on another base model, or on this one in another precision: the weight "
+                f"of {layer} has another singular basis. Load the base model in the dtype that it had in training, or "
+                'train with basis="stored", which keeps the basis in the adapter.'
+            )
+        self.bases[adapter_name] = aligned
 
     def _follow_base_weight(self, loaded: Tensor | None, layer: str) -> None:
         """Decompose the weight that is about to be loaded into the base layer, where it is another one."""
@@ -267,11 +329,14 @@ class SSVDLinear(nn.Module, BaseTunerLayer):
             return
         if self.merged:
             raise ValueError(f"Unmerge the adapters before another base weight is loaded into {layer}.")
-        device = loaded.device if weight.is_meta else weight.device
-        for name, basis in self.ssvd_basis.items():
-            self.ssvd_basis[name] = Basis.of(
-                self._stored(loaded.detach().to(device, weight.dtype)), basis.k, self.svd[name]
-            )
+        loaded = self._stored(loaded.detach().to(loaded.device if weight.is_meta else weight.device, weight.dtype))
+        for name, basis in list(self.bases.items()):
+            found = cached_basis(loaded, basis.k, self.svd[name])
+            self.bases[name] = found.narrow(basis.k, len(basis.fingerprint), basis.stored)
+            self.follow_new_basis(name)
+
+    def follow_new_basis(self, adapter_name: str) -> None:
+        """Renew what a core holds beside its parameters and follows from its basis."""
 
     def __repr__(self) -> str:
-        return "ssvd." + super().__repr__()
+        return f"{self.method}.{super().__repr__()}"

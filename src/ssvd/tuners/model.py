@@ -1,18 +1,22 @@
-"""A model adapted with SSVD."""
+"""A model whose linear layers are adapted in the singular bases of their weights."""
 
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import ChainMap
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from .config import SSVDConfig
-from .layer import SSVDLinear
+from .config import SpectralConfig
+from .layer import SpectralLayer
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 _WAV2VEC2 = ["projection", *_ATTENTION, "intermediate_dense", "output_dense"]
@@ -33,46 +37,45 @@ _SPEECH_TARGETS = {
 }
 
 
-class SSVDModel(BaseTuner):
-    """Adapts the linear layers of a model with SSVD, arXiv 2509.02830.
+class SpectralModel(BaseTuner):
+    """Base of the tuners of SSVD and SVFT."""
 
-    Args:
-        model: The model to adapt, in place.
-        config: `SSVDConfig`.
-        adapter_name: Name of the adapter.
-        low_cpu_mem_usage: Whether to leave the parameters on the meta device, for loading an adapter over them.
-    """
+    tuner_layer_cls: type[SpectralLayer]
+    # A view, so that what is added to PEFT's table later counts too.
+    target_module_mapping: ClassVar[MutableMapping[str, list[str]]] = ChainMap(
+        _SPEECH_TARGETS, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    )
 
-    prefix = "ssvd_"
-    tuner_layer_cls = SSVDLinear
-    target_module_mapping: ClassVar[dict[str, list[str] | str]] = {
-        **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-        **_SPEECH_TARGETS,
-    }
-
-    def orthogonality_errors(self, adapter_name: str = "default") -> dict[str, float]:
-        """Spectral norm of `G^T G - I` for every layer of an adapter: how far the approximate form left rotations."""
-        return {
-            name: module.orthogonality_error(adapter_name)
-            for name, module in self.model.named_modules()
-            if isinstance(module, SSVDLinear) and adapter_name in module.ssvd_basis
-        }
+    def adapted_layers(self, adapter_name: str) -> list[tuple[str, SpectralLayer]]:
+        """Names and layers of an adapter."""
+        layers = ((n, m) for n, m in self.model.named_modules() if isinstance(m, SpectralLayer))
+        return [(name, layer) for name, layer in layers if adapter_name in layer.bases]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        names = [n for n, m in model.named_modules() if isinstance(m, SSVDLinear) and adapter_name in m.ssvd_basis]
-        patterns = self.peft_config[adapter_name].portion_pattern
-        unused = [key for key in patterns if not any(re.match(rf"(.*\.)?({key})$", name) for name in names)]
-        if unused:
+        # Decomposing a large model takes minutes the first time.
+        with tqdm(desc="Decomposing weights", unit=" layers", delay=2, leave=False) as progress:
+            self._on_layer: Callable[[], Any] | None = progress.update
+            try:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+            finally:
+                self._on_layer = None  # models are copied and pickled
+        self.warn_of_unused(adapter_name)
+
+    def warn_of_unused(self, adapter_name: str) -> None:
+        """Warn of settings of an adapter that matched no layer."""
+
+    def warn_of_unmatched(self, field: str, adapter_name: str) -> None:
+        """Warn of keys of a configuration's mapping from names or patterns of layers that match none."""
+        names = [name for name, _ in self.adapted_layers(adapter_name)]
+        keys = getattr(self.peft_config[adapter_name], field)
+        if unused := [key for key in keys if not any(re.match(rf"(.*\.)?({key})$", name) for name in names)]:
             warnings.warn(
-                f"These keys of portion_pattern match no adapted layer: {', '.join(unused)}.",
-                RuntimeWarning,
-                stacklevel=2,
+                f"These keys of {field} match no adapted layer: {', '.join(unused)}.", RuntimeWarning, stacklevel=2
             )
 
     def _create_and_replace(
         self,
-        peft_config: SSVDConfig,
+        peft_config: SpectralConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -80,32 +83,56 @@ class SSVDModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, SSVDLinear):
+        if self._on_layer is not None:
+            self._on_layer()
+        if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config, current_key)
             return
+        name = self.prefix.rstrip("_").upper()
         if isinstance(target, BaseTunerLayer) or not isinstance(target, nn.Linear | Conv1D):
             raise ValueError(
-                "SSVD adapts torch.nn.Linear and transformers' Conv1D, "
+                f"{name} adapts torch.nn.Linear and transformers' Conv1D, "
                 f"but {current_key} is {type(target).__module__}.{type(target).__name__}."
             )
         if not target.weight.is_floating_point():
-            raise ValueError(f"SSVD needs a floating-point weight, but that of {current_key} is {target.weight.dtype}.")
+            raise ValueError(
+                f"{name} needs a floating-point weight, but that of {current_key} is {target.weight.dtype}."
+            )
         fan_in_fan_out = isinstance(target, Conv1D)
         if peft_config.fan_in_fan_out != fan_in_fan_out:
             warnings.warn(
                 f"{type(target).__name__} needs fan_in_fan_out={fan_in_fan_out}; it is used as such.", stacklevel=2
             )
             peft_config.fan_in_fan_out = fan_in_fan_out
-        layer = SSVDLinear(target, fan_in_fan_out).train(target.training)
+        layer = self.tuner_layer_cls(target, fan_in_fan_out).train(target.training)
         layer.set_adapter(self.active_adapters)
         layer.update_layer(adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        # PEFT would drop the argument and use the active adapter for the whole batch.
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                "SSVD has no batches of mixed adapters: choose one with `set_adapter`, not `adapter_names`."
-            )
-        yield
+        """With `adapter_names`, one for each row of the batch, hand them to the layers; "__base__" means none."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        known = {adapter for m in self.modules() if isinstance(m, SpectralLayer) for adapter in m.bases}
+        if unknown := set(names) - known - {"__base__"}:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+        # Beam search repeats each row, but for the encoder.
+        beams = kwargs.get("num_beams") or 1
+        encoder = self.model.get_encoder() if beams > 1 and hasattr(self.model, "get_encoder") else None
+        once = set() if encoder is None else set(encoder.modules())
+        with ExitStack() as hooks:
+            for module in self.modules():
+                if isinstance(module, SpectralLayer | AuxiliaryTrainingWrapper):
+                    rows = [name for name in names for _ in range(1 if module in once else beams)]
+                    handle = module.register_forward_pre_hook(partial(_name_adapters, rows), with_kwargs=True)
+                    hooks.callback(handle.remove)
+            yield
+
+
+def _name_adapters(names: list[str], module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    return args, {**kwargs, "adapter_names": names}

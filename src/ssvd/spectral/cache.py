@@ -1,0 +1,106 @@
+"""Bases on disk, so that a model's weights are decomposed once.
+
+A file a weight in `$SSVD_CACHE`, by default `~/.cache/ssvd`; `SSVD_CACHE=off` turns it off. Files unused for longest
+are deleted once all of them take more than `$SSVD_CACHE_GB` (10). Each is named by a hash of the weight and of the
+settings, is written whole or not at all, and holds a hash of its content: what is damaged is computed anew.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .basis import Basis
+
+# Goes into the names: a change of what `Basis.of` computes needs another number.
+_VERSION = 1
+# Smaller weights are decomposed as fast as they are hashed and read.
+_SMALLEST = 256
+_PARTS = ("U", "S", "V", "probe")
+
+
+def cached_basis(weight: Tensor, k: int, svd: str = "exact", groups: int | None = None) -> Basis:
+    """`Basis.of(weight, k, svd, groups=groups)`, from the disk where it was computed before."""
+    folder = cache_folder()
+    if folder is None or min(weight.shape) < _SMALLEST or weight.is_meta:
+        return Basis.of(weight, k, svd, groups=groups)
+    path = folder / f"{_hash(weight.detach(), k, svd)}.safetensors"
+    tensors = _read(path)
+    if tensors is None:
+        basis = Basis.of(weight, k, svd, groups=groups)
+        _write(path, {name: getattr(basis, name) for name in _PARTS})
+        return basis
+    U, S, V, probe = (tensors[name].to(weight.device) for name in _PARTS)
+    return Basis(U, S, V, probe, groups or k)
+
+
+def cache_folder() -> Path | None:
+    """Where bases are kept; None where they are not."""
+    name = os.environ.get("SSVD_CACHE", "")
+    if name.lower() in ("off", "0", "false", "no"):
+        return None
+    return Path(name).expanduser() if name else Path.home() / ".cache" / "ssvd"
+
+
+def _hash(tensor: Tensor, *settings: object) -> str:
+    content = hashlib.blake2b(repr((_VERSION, *settings, tensor.dtype, tuple(tensor.shape))).encode(), digest_size=20)
+    content.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def _content(tensors: dict[str, Tensor]) -> str:
+    return "-".join(_hash(tensors[name]) for name in sorted(tensors))
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file; None where there is none or it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in _PARTS}
+            if (file.metadata() or {}).get("content") != _content(tensors):
+                return None
+        os.utime(path)  # used now
+    except (OSError, SafetensorError):
+        return None
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a file whole or, where the disk does not let it, not at all: nothing depends on it."""
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own, as another process may write the same basis at this moment.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
+        os.close(handle)
+        partial = Path(name)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, partial, metadata={"content": _content(tensors)})
+        partial.replace(path)
+        _make_room(path.parent, keep=path)
+    except (OSError, SafetensorError):
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, keep: Path) -> None:
+    limit = float(os.environ.get("SSVD_CACHE_GB", "10")) * 1e9
+    files = []
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.partial")):  # the latter of a process that was killed
+        try:
+            state = file.stat()
+        except FileNotFoundError:  # another process made room too
+            continue
+        files.append((state.st_mtime, state.st_size, file))
+    total = sum(size for _, size, _ in files)
+    for _, size, file in sorted(files):
+        if total <= limit:
+            return
+        if file != keep:
+            file.unlink(missing_ok=True)
+            total -= size

@@ -1,0 +1,69 @@
+"""What SVFT trains: a few entries M of the r x r core, `W' = U (S + M) V^T` (arXiv 2405.19597, section 3).
+
+Patterns of trained entries:
+
+- "plain": the diagonal, r entries.
+- "banded": the diagonal and d diagonals on either side of it, r(2d + 1) - d(d + 1) entries.
+- "random": as many entries as "banded" has, drawn without repetition, the same on every machine.
+- "top-k": as many entries as "banded" has, those (i, j) with the largest |u_i^T v_j|. The product exists for square
+  weights; for others the longer vector is cut to the length of the shorter one.
+"""
+
+import torch
+from torch import Tensor
+
+PATTERNS = ("plain", "banded", "random", "top-k")
+
+
+def pattern_size(k: int, pattern: str, off_diagonals: int) -> int:
+    """Number of trained entries of a (k, k) core; `off_diagonals` is d, at most k - 1 of which fit."""
+    d = 0 if pattern == "plain" else min(off_diagonals, k - 1)
+    return k * (2 * d + 1) - d * (d + 1)
+
+
+def pattern_positions(U: Tensor, V: Tensor, pattern: str, off_diagonals: int, seed: int = 0) -> Tensor:
+    """Positions of the trained entries in the flattened (k, k) core, ascending, int64, on the device of U.
+
+    Args:
+        U, V: (m, k) and (n, k); their values count for "top-k" alone.
+        pattern: One of `PATTERNS`.
+        off_diagonals: d, which sets the number of entries of every pattern but "plain".
+        seed: Of the pattern "random".
+    """
+    k, device = U.shape[1], U.device
+    size = pattern_size(k, pattern, off_diagonals)
+    if pattern in ("plain", "banded"):
+        index = torch.arange(k, device=device)
+        d = 0 if pattern == "plain" else off_diagonals
+        return ((index[:, None] - index).abs() <= d).flatten().nonzero().flatten()
+    if pattern == "random":
+        rank = _mixed_bits(torch.arange(k * k, device=device), seed)
+    elif pattern == "top-k":
+        length = min(len(U), len(V))
+        rank = -(U[:length].double().mT @ V[:length].double()).abs().flatten()
+    else:
+        raise ValueError(f"pattern must be one of {', '.join(PATTERNS)}, not {pattern!r}")
+    return torch.argsort(rank, stable=True)[:size].sort().values
+
+
+def sparse_change(positions: Tensor, M: Tensor, k: int) -> Tensor:
+    """M as a (k, k) matrix, differentiable in M; float32, or float64 where M is float64."""
+    M = M.to(torch.promote_types(M.dtype, torch.float32))
+    return M.new_zeros(k * k).index_copy(0, positions, M).view(k, k)
+
+
+def checksum(positions: Tensor) -> Tensor:
+    """A number below 2^24, exact in float32, that tells patterns apart: 0-dim, float32."""
+    return (_mixed_bits(positions, 0) & 0xFFFFFF).sum().remainder(1 << 24).float()
+
+
+def _mixed_bits(numbers: Tensor, seed: int) -> Tensor:
+    """Nonnegative integers below 2^31 that look random, the same in every version of everything.
+
+    Two rounds of multiplication by an odd constant and a shifted exclusive or, within int64.
+    """
+    bits = (numbers + (1 + seed * 0x9E3779B1) % 0x7FFFFFFF) & 0x7FFFFFFF
+    for factor in (0x45D9F3B, 0x2C1B3C6D):
+        bits = (bits * factor) & 0x7FFFFFFF
+        bits = bits ^ (bits >> 15)
+    return bits

@@ -1,0 +1,176 @@
+"""SSVD, structured SVD-guided fine-tuning (arXiv 2509.02830), as a method of PEFT."""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+
+from ssvd.spectral import ROTATIONS, SIDES, SVD_METHODS, core_change, orthogonality_error, rotation_size
+
+from .config import SpectralConfig
+from .layer import SpectralLayer
+from .model import SpectralModel
+
+
+@dataclass
+class SSVDConfig(SpectralConfig):
+    """Configuration of SSVD, structured SVD-guided fine-tuning (arXiv 2509.02830).
+
+    An adapted weight `W = U S V^T` becomes `U (S + dS) G V^T` on its top k singular triplets: the singular values are
+    scaled and the input basis is rotated, which trains k(k+1)/2 numbers a layer (k^2 + k with rotation "none").
+
+    Args:
+        portion: Share p of the r = min(in, out) singular triplets of each layer that is adapted, 0 < p <= 1;
+            k = max(1, floor(p r)).
+        rank: k itself, the same for every layer; overrides `portion`.
+        portion_pattern: Portions of single layers, which override `portion` and `rank`: a mapping from layer names,
+            ends of names or regular expressions to portions, such as `{"fc1": 0.2, "encoder.layers.0.fc2": 0.6}`.
+        rotation: Form of G: "approx", I - 2K with a skew-symmetric K; "strict", the rotation (I - K)(I + K)^-1;
+            "none", any matrix.
+        rotate: Which basis G turns: "input", as in the paper; "output", G^T (S + dS) instead of (S + dS) G; "both",
+            with a G for each side, which trains k^2 numbers a layer (2 k^2 + k with rotation "none").
+        train_scale: Whether dS is trained; without it only the rotation is.
+        svd: "exact", or "randomized", which is cheaper where k is far below r and approximates the last triplets.
+        basis: "recompute" finds the singular vectors again in the base weights when the adapter is loaded, and
+            verifies them; "stored" saves them with the adapter, k (in + out) numbers a layer, for loading it onto a
+            rounded or quantised copy of the base model.
+        target_modules: Names of the layers to adapt, ends of names, a regular expression, or "all-linear". By default
+            all linear layers of the encoder and the decoder of the speech models that are known (but for the output
+            projection), and what LoRA adapts in PEFT for other models.
+        exclude_modules: Names, ends of names, or a regular expression of layers to leave out.
+        modules_to_save: Other modules to train in full and to save with the adapter, for example a new CTC head.
+        layers_to_transform: Indices of the transformer layers to adapt.
+        layers_pattern: Name of the list of transformer layers, where it is not a usual one.
+        fan_in_fan_out: Whether the weights of the layers are stored as (in, out), as in `Conv1D` of transformers.
+        init_weights: True starts at the pretrained model; False at random values, for tests.
+
+    Raises:
+        ValueError: A field is out of range, or two fields contradict each other.
+    """
+
+    method: ClassVar[str] = "ssvd"
+
+    portion: float = field(
+        default=0.4,
+        metadata={
+            "help": "Share p of each layer's r = min(in, out) singular triplets to adapt; k = max(1, floor(p r))."
+        },
+    )
+    rank: int | None = field(
+        default=None, metadata={"help": "Number k of singular triplets to adapt in every layer; overrides portion."}
+    )
+    portion_pattern: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "Portions of single layers, by name, end of name or regular expression."},
+    )
+    rotation: Literal["approx", "strict", "none"] = field(
+        default="approx",
+        metadata={"help": "Form of G: approx is I - 2K, strict the Cayley rotation of K, none a free matrix."},
+    )
+    rotate: Literal["input", "output", "both"] = field(
+        default="input", metadata={"help": "Which singular basis G turns: that of the input, of the output, or both."}
+    )
+    train_scale: bool = field(default=True, metadata={"help": "Whether the singular values are trained."})
+    svd: Literal["exact", "randomized"] = field(
+        default="exact", metadata={"help": "How the weights are decomposed; randomized suits k far below r."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for where, portion in {"portion": self.portion, **self.portion_pattern}.items():
+            if not 0 < portion <= 1:
+                raise ValueError(f"The portion {portion} ({where}) must lie above 0 and be at most 1.")
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise ValueError(f"`rank` must be a positive integer, not {self.rank!r}.")
+        self.check_choice("rotation", ROTATIONS)
+        self.check_choice("rotate", SIDES)
+        self.check_choice("svd", SVD_METHODS)
+
+    def rank_of(self, layer: str, out_features: int, in_features: int) -> int:
+        """Number k of singular triplets that a layer of this name and shape is adapted in.
+
+        Raises:
+            ValueError: `rank` exceeds what the layer has.
+        """
+        r = min(out_features, in_features)
+        portion = self.portion_pattern.get(get_pattern_key(self.portion_pattern, layer))
+        if portion is None and self.rank is not None:
+            if self.rank > r:
+                raise ValueError(f"`rank` is {self.rank}, but the layer {layer} has only {r} singular triplets.")
+            return self.rank
+        return portion_rank(self.portion if portion is None else portion, r)
+
+
+def portion_rank(portion: float, r: int) -> int:
+    """k = max(1, floor(p r)), where 0.29 of 100 is 29, whatever the product is in binary."""
+    return max(1, math.floor(round(portion * r, 6)))
+
+
+class SSVDLinear(SpectralLayer):
+    """A linear layer and, for each adapter, the trained theta and s; see `ssvd.spectral.rotation`."""
+
+    method = "ssvd"
+    adapter_layer_names = ("ssvd_theta", "ssvd_s")
+    other_param_names = ("ssvd_basis", "rotation", "side", "svd")
+
+    def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
+        super().__init__(base_layer, fan_in_fan_out)
+        self.ssvd_theta = nn.ParameterDict()
+        self.ssvd_s = nn.ParameterDict()
+        self.rotation: dict[str, str] = {}
+        self.side: dict[str, str] = {}
+
+    def create_core(self, adapter_name: str, config: SSVDConfig, layer: str) -> None:
+        k = config.rank_of(layer, self.out_features, self.in_features)
+        size = rotation_size(k, config.rotation, config.rotate)
+        if not size and not config.train_scale:
+            raise ValueError(
+                f"The layer {layer} has nothing to train: with one singular triplet there is no rotation, "
+                "so set `train_scale=True`, or a larger `portion` or `rank`."
+            )
+        self.rotation[adapter_name], self.side[adapter_name] = config.rotation, config.rotate
+        self.set_basis(adapter_name, config, k, config.svd, trained=size + k * config.train_scale)
+        weight = self.get_base_layer().weight
+        for part, count in ((self.ssvd_theta, size), (self.ssvd_s, k * config.train_scale)):
+            if count:
+                start = torch.zeros(count, dtype=weight.dtype, device=weight.device)
+                part[adapter_name] = start if config.init_weights else start.normal_(std=0.5)
+
+    def change(self, adapter_name: str) -> Tensor:
+        theta, s = self.ssvd_theta.get(adapter_name), self.ssvd_s.get(adapter_name)
+        return core_change(self.bases[adapter_name].S, theta, s, self.rotation[adapter_name], self.side[adapter_name])
+
+    def orthogonality_error(self, adapter_name: str) -> float:
+        """Spectral norm of `G^T G - I`; see `ssvd.spectral.orthogonality_error`."""
+        if adapter_name not in self.ssvd_theta:
+            return 0.0
+        theta, k = self.ssvd_theta[adapter_name], self.bases[adapter_name].k
+        return orthogonality_error(theta, k, self.rotation[adapter_name], self.side[adapter_name])
+
+
+class SSVDModel(SpectralModel):
+    """Adapts the linear layers of a model with SSVD, arXiv 2509.02830.
+
+    Args:
+        model: The model to adapt, in place.
+        config: `SSVDConfig`.
+        adapter_name: Name of the adapter.
+        low_cpu_mem_usage: Whether to leave the parameters on the meta device, for loading an adapter over them.
+    """
+
+    prefix = "ssvd_"
+    tuner_layer_cls = SSVDLinear
+
+    def orthogonality_errors(self, adapter_name: str = "default") -> dict[str, float]:
+        """Spectral norm of `G^T G - I` for every layer of an adapter: how far the approximate form left rotations."""
+        return {
+            name: module.orthogonality_error(adapter_name)
+            for name, module in self.adapted_layers(adapter_name)
+            if isinstance(module, SSVDLinear)
+        }
+
+    def warn_of_unused(self, adapter_name: str) -> None:
+        self.warn_of_unmatched("portion_pattern", adapter_name)

@@ -1,0 +1,133 @@
+"""SVFT, singular vectors guided fine-tuning (arXiv 2405.19597), as a method of PEFT."""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssvd.spectral import PATTERNS, checksum, pattern_positions, pattern_size, sparse_change
+
+from .config import SpectralConfig
+from .layer import SpectralLayer
+from .model import SpectralModel
+
+
+@dataclass
+class SVFTConfig(SpectralConfig):
+    """Configuration of SVFT, singular vectors guided fine-tuning (arXiv 2405.19597).
+
+    An adapted weight `W = U S V^T` becomes `U (S + M) V^T`, where a sparse M over all r = min(in, out) singular
+    triplets is trained: r(2d + 1) - d(d + 1) numbers a layer with d = `off_diagonals`, and r with pattern "plain".
+
+    Args:
+        pattern: Which entries of M are trained: "plain", the diagonal; "banded", the diagonal and d diagonals on
+            either side; "random" and "top-k", as many entries as "banded", drawn at random or those with the largest
+            |u_i^T v_j|. See `ssvd.spectral.pattern`.
+        off_diagonals: d, which sets the number of trained entries of every pattern but "plain".
+        seed: Of the pattern "random"; the positions follow from it on every machine.
+        basis: "recompute" finds the singular vectors again in the base weights when the adapter is loaded, and
+            verifies them; "stored" saves them with the adapter, r (in + out) numbers a layer, for loading it onto a
+            rounded or quantised copy of the base model.
+        target_modules: Names of the layers to adapt, ends of names, a regular expression, or "all-linear". By default
+            all linear layers of the encoder and the decoder of the speech models that are known (but for the output
+            projection), and what LoRA adapts in PEFT for other models.
+        exclude_modules: Names, ends of names, or a regular expression of layers to leave out.
+        modules_to_save: Other modules to train in full and to save with the adapter, for example a new CTC head.
+        layers_to_transform: Indices of the transformer layers to adapt.
+        layers_pattern: Name of the list of transformer layers, where it is not a usual one.
+        fan_in_fan_out: Whether the weights of the layers are stored as (in, out), as in `Conv1D` of transformers.
+        init_weights: True starts at the pretrained model; False at random values, for tests.
+
+    Raises:
+        ValueError: A field is out of range, or two fields contradict each other.
+    """
+
+    method: ClassVar[str] = "svft"
+
+    pattern: Literal["plain", "banded", "random", "top-k"] = field(
+        default="banded", metadata={"help": "Which entries of M are trained: plain, banded, random or top-k."}
+    )
+    off_diagonals: int = field(
+        default=8, metadata={"help": "Diagonals on either side of the main one; sets the number of trained entries."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the pattern random."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice("pattern", PATTERNS)
+        for name in ("off_diagonals", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"`{name}` must be an integer from 0 on, not {value!r}.")
+
+
+class _Pattern(nn.Module):
+    """Positions of trained entries; saved are a checksum of them or, where the basis is stored, themselves."""
+
+    positions: Tensor
+    checksum: Tensor
+
+    def __init__(self, positions: Tensor, stored: bool) -> None:
+        super().__init__()
+        self.register_buffer("positions", positions, persistent=stored)
+        self.register_buffer("checksum", checksum(positions))
+
+
+class SVFTLinear(SpectralLayer):
+    """A linear layer and, for each adapter, the trained entries of M, in the order of their positions."""
+
+    method = "svft"
+    adapter_layer_names = ("svft_M",)
+    other_param_names = ("svft_basis", "svft_pattern", "positions_of", "svd")
+
+    def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
+        super().__init__(base_layer, fan_in_fan_out)
+        self.svft_M = nn.ParameterDict()
+        self.svft_pattern: MutableMapping[str, _Pattern] = nn.ModuleDict()  # type: ignore[assignment]
+        self.positions_of: dict[str, tuple[str, int, int]] = {}  # pattern, off_diagonals, seed
+
+    def create_core(self, adapter_name: str, config: SVFTConfig, layer: str) -> None:
+        k = min(self.out_features, self.in_features)
+        size = pattern_size(k, config.pattern, config.off_diagonals)
+        # A number less for the checksum.
+        self.set_basis(adapter_name, config, k, "exact", trained=size - 60)
+        self.positions_of[adapter_name] = config.pattern, config.off_diagonals, config.seed
+        self.follow_new_basis(adapter_name)
+        weight, scale = self.get_base_layer().weight, float(self.bases[adapter_name].S.mean())
+        start = torch.zeros(size, dtype=weight.dtype, device=weight.device)
+        self.svft_M[adapter_name] = start if config.init_weights else start.normal_(std=0.5 * scale)
+
+    def follow_new_basis(self, adapter_name: str) -> None:
+        basis = self.bases[adapter_name]
+        positions = pattern_positions(basis.U, basis.V, *self.positions_of[adapter_name])
+        self.svft_pattern[adapter_name] = _Pattern(positions, basis.stored)
+
+    def change(self, adapter_name: str) -> Tensor:
+        positions = self.svft_pattern[adapter_name].positions
+        return sparse_change(positions, self.svft_M[adapter_name], self.bases[adapter_name].k)
+
+    def check_core(self, state_dict: dict[str, Any], prefix: str, adapter_name: str, layer: str) -> None:
+        stored = state_dict.get(f"{prefix}svft_pattern.{adapter_name}.checksum")
+        own = self.svft_pattern[adapter_name]
+        positions = state_dict.get(f"{prefix}svft_pattern.{adapter_name}.positions", own.positions)
+        if stored is not None and not torch.equal(checksum(positions).cpu(), stored.detach().float().cpu()):
+            raise ValueError(
+                f"The adapter trained other entries of {layer} than its configuration gives here: `pattern`, "
+                "`off_diagonals` or `seed` differ, or the base model does."
+            )
+
+
+class SVFTModel(SpectralModel):
+    """Adapts the linear layers of a model with SVFT, arXiv 2405.19597.
+
+    Args:
+        model: The model to adapt, in place.
+        config: `SVFTConfig`.
+        adapter_name: Name of the adapter.
+        low_cpu_mem_usage: Whether to leave the parameters on the meta device, for loading an adapter over them.
+    """
+
+    prefix = "svft_"
+    tuner_layer_cls = SVFTLinear
