@@ -8,11 +8,11 @@ import scipy.linalg
 import torch
 from peft import AutoPeftModel, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from test_tuner import AUDIO, FEATURES, TOKENS, ctc, logits, perturb, whisper
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
 from ssvd import SSVDConfig, SVFTConfig
 from ssvd.spectral import basis as basis_module
+from test_tuner import AUDIO, FEATURES, TOKENS, ctc, logits, perturb, whisper
 
 CONFIGS = {
     "approx": lambda **fields: SSVDConfig(**fields),

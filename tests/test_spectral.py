@@ -10,7 +10,6 @@ from torch.nn.functional import linear
 from ssvd.spectral import (
     PATTERNS,
     ROTATIONS,
-    SIDES,
     Basis,
     checksum,
     core_change,
