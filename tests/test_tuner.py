@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from ssvd import SSVDConfig
+from ssvd import SSVDConfig, SVFTConfig
 from ssvd.spectral import Basis
 from ssvd.tuners import SSVDLinear, registration
 
@@ -570,17 +570,50 @@ def test_modules_to_save_travel_with_the_adapter(tmp_path):
         assert torch.equal(PeftModel.from_pretrained(layers(), tmp_path)(X), model(X))
 
 
-def test_compiled_models_do_the_same():
-    model = adapted("strict")
+@pytest.mark.filterwarnings("error:Dynamo detected")
+@pytest.mark.parametrize(
+    "config",
+    [SSVDConfig(), SSVDConfig(rotation="strict", rotate="both"), SVFTConfig()],
+    ids=["approx", "strict, both", "svft"],
+)
+def test_compiled_models_do_the_same_in_one_graph(config):
+    config.target_modules = {"wide", "tall"}
+    model = perturb(get_peft_model(layers(), config))
+    compiled = torch.compile(model.base_model.model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        before = model(X)
-        assert torch.allclose(torch.compile(model, backend="aot_eager")(X), before, atol=1e-6)
-    torch.compile(model, backend="aot_eager")(X).sum().backward()
-    compiled = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        assert torch.allclose(compiled(X), model(X), atol=1e-5)
+    compiled(X).sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
     model.zero_grad()
     model(X).sum().backward()
-    for p, grad in zip((p for p in model.parameters() if p.requires_grad), compiled, strict=True):
-        assert torch.allclose(p.grad, grad, atol=1e-5)
+    for p, gradient in zip((p for p in model.parameters() if p.requires_grad), gradients, strict=True):
+        assert torch.allclose(p.grad, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["input", "output", "both"])
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@torch.no_grad()
+def test_sides_of_the_rotation(rotation, side, tmp_path):
+    model = adapted(rotation, rotate=side)
+    sizes = {"input": 4 * 3 // 2, "output": 4 * 3 // 2, "both": 4 * 3}
+    for layer in ssvd_layers(model):
+        rotations = (2 if side == "both" else 1) * 16 if rotation == "none" else sizes[side]
+        assert sum(p.numel() for p in layer.parameters() if p.requires_grad) == rotations + 4
+        # Rotating one side leaves the other basis where it was.
+        basis = layer.bases["default"]
+        change = layer.weight - layer.base_layer.weight
+        core = basis.U.mT @ layer.weight @ basis.V
+        assert torch.allclose(basis.U @ (core - torch.diag(basis.S)) @ basis.V.mT, change, atol=1e-5)
+        if rotation == "strict":  # an orthogonal G leaves lengths of rows or columns alone
+            scale = (basis.S * (1 + layer.ssvd_s["default"])).abs()
+            lengths = {"input": core.norm(dim=1), "output": core.norm(dim=0), "both": torch.linalg.svdvals(core)}
+            wanted = scale.sort(descending=True).values if side == "both" else scale
+            assert torch.allclose(lengths[side], wanted, atol=1e-5)
+    before = model(X)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(PeftModel.from_pretrained(layers(), tmp_path)(X), before)
+    model.merge_adapter()
+    assert torch.allclose(model(X), before, atol=1e-5)
 
 
 # --- configuration

@@ -90,7 +90,9 @@ def _rotation_change(theta: Tensor, k: int, rotation: str) -> Tensor:
     theta = theta * step(k)
     if rotation == "none":
         return theta.view(k, k)
-    lower = theta.new_zeros(k * k).index_copy(0, _below_diagonal(k, theta.device), theta).view(k, k)
+    # The compiler folds the positions by itself, and warns of caches.
+    positions = (_below_diagonal.__wrapped__ if torch.compiler.is_compiling() else _below_diagonal)(k, theta.device)
+    lower = theta.new_zeros(k * k).index_copy(0, positions, theta).view(k, k)
     K = lower - lower.mT
     if rotation == "approx":
         return -2 * K
