@@ -246,6 +246,18 @@ def _with_target(config, name):
     return config
 
 
+@configs
+def test_a_model_without_memory_is_filled_by_a_whole_checkpoint(config):
+    model = perturb(get_peft_model(whisper(), config()))
+    with torch.device("meta"):
+        empty = get_peft_model(whisper(), config()).eval()
+    assert sum(p.numel() for p in empty.parameters() if p.requires_grad) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert same(logits(empty), logits(model), 1e-6)
+
+
 def test_a_ctc_model_by_its_loaders(tmp_path):
     base = ctc(Wav2Vec2Config, Wav2Vec2ForCTC)
     base.save_pretrained(tmp_path / "base")

@@ -77,6 +77,9 @@ class Basis(nn.Module):
             raise ValueError(f"a weight of shape {tuple(weight.shape)} has no basis of {k} singular triplets")
         if svd not in SVD_METHODS:
             raise ValueError(f"svd must be one of {', '.join(SVD_METHODS)}, not {svd!r}")
+        if weight.is_meta:  # shapes alone, to count parameters or to load over
+            (m, n), S = weight.shape, weight.new_empty(k, dtype=torch.promote_types(weight.dtype, torch.float32))
+            return cls(weight.new_empty(m, k), S, weight.new_empty(n, k), S.float(), groups or k)
         W = weight.detach()
         W = (W.cpu() if W.device.type == "mps" else W).double()
         U, S, V = _leading_triplets(W, k) if svd == "exact" else _randomized_svd(W, k, seed)

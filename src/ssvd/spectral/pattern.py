@@ -32,6 +32,8 @@ def pattern_positions(U: Tensor, V: Tensor, pattern: str, off_diagonals: int, se
     """
     k, device = U.shape[1], U.device
     size = pattern_size(k, pattern, off_diagonals)
+    if U.is_meta:  # as many, to count them
+        return torch.empty(size, dtype=torch.int64, device=device)
     if pattern in ("plain", "banded"):
         index = torch.arange(k, device=device)
         d = 0 if pattern == "plain" else off_diagonals

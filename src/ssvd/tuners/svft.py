@@ -95,9 +95,9 @@ class SVFTLinear(SpectralLayer):
         self.set_basis(adapter_name, config, k, "exact", trained=size - 60)
         self.positions_of[adapter_name] = config.pattern, config.off_diagonals, config.seed
         self.follow_new_basis(adapter_name)
-        weight, scale = self.get_base_layer().weight, float(self.bases[adapter_name].S.mean())
+        weight, scale = self.get_base_layer().weight, self.bases[adapter_name].S.mean()
         start = torch.zeros(size, dtype=weight.dtype, device=weight.device)
-        self.svft_M[adapter_name] = start if config.init_weights else start.normal_(std=0.5 * scale)
+        self.svft_M[adapter_name] = start if config.init_weights else start.normal_(std=0.5) * scale.to(start)
 
     def follow_new_basis(self, adapter_name: str) -> None:
         basis = self.bases[adapter_name]
