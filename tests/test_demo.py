@@ -48,9 +48,12 @@ def test_transcripts_are_of_utterances_that_the_untouched_model_got_wrong(shown)
     out, told, _ = shown
     examples = json.loads((out / "summary.json").read_text())["examples"]
     assert len(examples) == 3
+    written = (out / "summary.txt").read_text()
+    assert "Synthetic speech" in written
     for example in examples:
         assert example["base"] != example["reference"]
-        assert all(example[name] in told.getvalue() for name in ("reference", "base", "ssvd"))
+        for name in ("reference", "base", "ssvd"):
+            assert example[name] in told.getvalue() and example[name] in written
 
 
 @pytest.mark.parametrize("name", ["wer-per-epoch.png", "wer-against-trainables.png"])

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssvd import SSVDConfig, SVFTConfig
 from ssvd.spectral import pattern_positions
-from test_tuner import FEATURES, TOKENS, Layers, X, layers, logits, perturb, whisper
+from test_tuner import FEATURES, TOKENS, Layers, X, layers, logits, perturb, train, whisper
 
 PATTERNS = [("plain", 0, 12), ("banded", 2, 12 * 5 - 6), ("random", 2, 12 * 5 - 6), ("top-k", 1, 12 * 3 - 2)]
 
@@ -46,15 +46,7 @@ def test_training_starts_at_the_pretrained_model_and_moves_the_entries_alone(pat
     before = logits(base)
     model = get_peft_model(base, SVFTConfig(pattern=pattern, off_diagonals=d)).train()
     assert torch.equal(logits(model), before)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=0.05, weight_decay=0)
-    losses = []
-    for _ in range(8):
-        loss = model(input_features=FEATURES, labels=TOKENS).loss
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(float(loss.detach()))
+    losses = train(model, rate=0.05)
     assert losses[-1] < losses[0] - 0.1
     assert torch.equal(logits(model.unload().eval()), before)
 
@@ -123,7 +115,7 @@ def test_each_row_is_decoded_with_its_own_adapter(mixed, beams):
 
 def test_mixed_batches_that_cannot_be_are_refused(mixed):
     arguments = {"input_features": FEATURES, "decoder_input_ids": TOKENS}
-    with pytest.raises(ValueError, match="non-existing adapter.*: c"):
+    with pytest.raises(ValueError, match=r"non-existing adapter.*: c"):
         mixed(**arguments, adapter_names=["a", "c"])
     with pytest.raises(ValueError, match="same as the number of inputs, but got 3 and 2"):
         mixed(**arguments, adapter_names=["a", "b", "a"])

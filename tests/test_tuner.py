@@ -126,6 +126,20 @@ def logits(model):
     return model(input_features=FEATURES, decoder_input_ids=TOKENS).logits
 
 
+def train(model, rate):
+    """Losses of a few updates on one batch."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=rate, weight_decay=0)
+    losses = []
+    for _ in range(8):
+        loss = model(input_features=FEATURES, labels=TOKENS).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
 # --- the start, training
 
 
@@ -173,15 +187,7 @@ def test_training_moves_only_the_adapter_and_lowers_the_loss(checkpointing):
     if checkpointing is not None:
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
         model.enable_input_require_grads() if checkpointing else None
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=0.02, weight_decay=0)
-    losses = []
-    for _ in range(8):
-        loss = model(input_features=FEATURES, labels=TOKENS).loss
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(float(loss.detach()))
+    losses = train(model, rate=0.02)
     assert losses[-1] < losses[0] - 0.1
     for name, p in model.unload().named_parameters():
         assert torch.equal(p, frozen[name])

@@ -62,19 +62,19 @@ def run_demo(out: Path, seed: int, console: Console) -> dict[str, Any]:
     tests = [str(tables["child-test"]), str(tables["adult-test"])]
     evaluations, _ = evaluate(str(EMBEDDED), tests, adapters=list(runs.values()), batch_size=50, out=out, device="cpu")
     summary = _summary(evaluations, results, runs)
-    console.print(_table(summary))
     _plot_convergence(out / "wer-per-epoch.png", results)
     _plot_trainables(out / "wer-against-trainables.png", summary)
     examples = _examples(out / "hypotheses", runs)
-    for example in examples:
-        console.print(
-            f"\n  said     {example['reference']}\n  before   {example[BASE]}\n  SSVD     {example['ssvd']}",
-            highlight=False,
-        )
+    with (out / "summary.txt").open("w", encoding="utf-8") as file:
+        for target in (console, Console(file=file, width=120)):
+            target.print(_table(summary))
+            for example in examples:
+                texts = f"\n  said     {example['reference']}\n  before   {example[BASE]}\n  SSVD     {example['ssvd']}"
+                target.print(texts, highlight=False, markup=False)
     seconds = round(time.monotonic() - started)
     write_json(out / "summary.json", {"synthetic": True, "seconds": seconds, "systems": summary, "examples": examples})
     console.print(
-        f"\nTook {seconds} s. Table, plots and transcripts are in {out}; adapters in {runs['ssvd']} and beside."
+        f"\nTook {seconds} s. Table and transcripts (summary.txt) and plots are in {out}; adapters in {runs['ssvd']} and beside."
     )
     return summary
 
