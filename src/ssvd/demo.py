@@ -74,7 +74,8 @@ def run_demo(out: Path, seed: int, console: Console) -> dict[str, Any]:
     seconds = round(time.monotonic() - started)
     write_json(out / "summary.json", {"synthetic": True, "seconds": seconds, "systems": summary, "examples": examples})
     console.print(
-        f"\nTook {seconds} s. Table and transcripts (summary.txt) and plots are in {out}; adapters in {runs['ssvd']} and beside."
+        f"\nTook {seconds} s. Table and transcripts (summary.txt) and plots are in {out}; "
+        f"adapters in {runs['ssvd']} and beside."
     )
     return summary
 
