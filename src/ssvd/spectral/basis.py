@@ -59,8 +59,8 @@ class Basis(nn.Module):
     def of(cls, weight: Tensor, k: int, svd: str = "exact", seed: int = 0, groups: int | None = None) -> "Basis":
         """Decompose a weight in float64, on its own device where that has float64, else on the CPU.
 
-        In float32 the vectors of close singular values would differ between machines: by 10 % at a relative distance
-        of 1e-6, which a large model is sure to hold somewhere.
+        In float32 the vectors of close singular values would differ between machines: by 2 % and more at a relative
+        distance of 1e-6, which one of a large model's many layers may hold.
 
         Args:
             weight: (m, n), any floating dtype.

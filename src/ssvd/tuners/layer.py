@@ -315,8 +315,8 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         if aligned is None:
             raise ValueError(
                 f"The adapter was trained on another base model, or on this one in another precision: the weight "
-                f"of {layer} has another singular basis. Load the base model in the dtype that it had in training, or "
-                'train with basis="stored", which keeps the basis in the adapter.'
+                f"of {layer} has another singular basis. Load the base model in the dtype that it had in training and "
+                'convert it afterwards, or train with basis="stored", which keeps the basis in the adapter.'
             )
         self.bases[adapter_name] = aligned
 
