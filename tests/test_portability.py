@@ -42,26 +42,22 @@ def saved(tmp_path):
     return save
 
 
-def other_routine(k_first_equal=False, flip=True):
+def other_routine(W, k):
     """Decomposes by another routine, and gives the triplets other signs."""
-
-    def triplets(W, k):
-        U, S, Vh = (torch.tensor(x) for x in scipy.linalg.svd(W.numpy(), full_matrices=False, lapack_driver="gesvd"))
-        signs = torch.ones(len(S), dtype=S.dtype)
-        signs[::2] = -1 if flip else 1
-        return (U * signs)[:, :k], S[:k], (Vh.mT * signs)[:, :k]
-
-    return triplets
+    U, S, Vh = (torch.tensor(x) for x in scipy.linalg.svd(W.numpy(), full_matrices=False, lapack_driver="gesvd"))
+    signs = torch.ones(len(S), dtype=S.dtype)
+    signs[::2] = -1
+    return (U * signs)[:, :k], S[:k], (Vh.mT * signs)[:, :k]
 
 
 @configs
 def test_another_routine_with_other_signs_gives_the_same(config, saved, monkeypatch):
     folder, before = saved(config())
-    monkeypatch.setattr(basis_module, "_leading_triplets", other_routine())
+    monkeypatch.setattr(basis_module, "_leading_triplets", other_routine)
     assert same(logits(PeftModel.from_pretrained(whisper(), folder)), before)
 
 
-def equal_singular_values(seed=0):
+def equal_singular_values():
     """Whisper whose weights have three equal leading singular values, and what finds their vectors in that order."""
     model = whisper()
     found = {}
@@ -247,10 +243,20 @@ def _with_target(config, name):
 
 
 @configs
-def test_a_model_without_memory_is_filled_by_a_whole_checkpoint(config):
-    model = perturb(get_peft_model(whisper(), config()))
+@pytest.mark.parametrize("basis", ["recompute", "stored"])
+def test_a_whole_checkpoint_brings_base_weights_and_bases(config, basis):
+    model = perturb(get_peft_model(whisper(), config(basis=basis)))
+    other = get_peft_model(whisper(seed=1), config(basis=basis)).eval()
+    other.load_state_dict(model.state_dict())
+    assert same(logits(other), logits(model), 1e-6)
+
+
+@configs
+@pytest.mark.parametrize("basis", ["recompute", "stored"])
+def test_a_model_without_memory_is_filled_by_a_whole_checkpoint(config, basis):
+    model = perturb(get_peft_model(whisper(), config(basis=basis)))
     with torch.device("meta"):
-        empty = get_peft_model(whisper(), config()).eval()
+        empty = get_peft_model(whisper(), config(basis=basis)).eval()
     assert sum(p.numel() for p in empty.parameters() if p.requires_grad) == sum(
         p.numel() for p in model.parameters() if p.requires_grad
     )

@@ -301,7 +301,8 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             return  # of another k: PyTorch says so next
         triplets = [state_dict[f"{part}{name}"] for name in "USV" if f"{part}{name}" in state_dict]
         if basis.stored and [t.shape for t in triplets] == [basis.U.shape, basis.S.shape, basis.V.shape]:
-            weight = self._stored(self.get_base_layer().weight)
+            # In a whole checkpoint the weight comes with it.
+            weight = self._stored(state_dict.get(f"{prefix}base_layer.weight", self.get_base_layer().weight))
             U, S, V = (tensor.detach().to(weight.device) for tensor in triplets)
             stored = Basis.of_triplets(U, S, V, len(fingerprint))
             if not stored.misfit(weight) <= _LARGEST_MISFIT:
