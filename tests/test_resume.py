@@ -15,7 +15,8 @@ from ssvd.errors import UserError
 
 # Stops its own process in the second batch of the second of three epochs, when the state of the first is written.
 STOPS_ITSELF = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 from ssvd.adapt import Adaptation, AdaptOptions
 from ssvd.cli import run
 
@@ -73,6 +74,7 @@ def test_run_stopped_by_a_signal_continues_to_the_same_result(eventful, uninterr
         text=True,
         env=os.environ | threads,
         check=False,
+        timeout=120,
     )
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL

@@ -1,7 +1,7 @@
 """SVFT, and what it shares with SSVD: batches of mixed adapters, two processes that train one model."""
 
 import os
-import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -129,9 +129,10 @@ def test_mixed_batches_that_cannot_be_are_refused(mixed):
 # --- two processes
 
 
-def _train(rank, port, kind, sharded, path):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _train(rank, kind, sharded, path):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the name of this machine resolves to
+    meeting = f"file://{path}.meeting"  # a port that is free now may be taken when it is used
+    torch.distributed.init_process_group("gloo", meeting, timedelta(seconds=60), rank=rank, world_size=2)
     torch.manual_seed(0)
     model = get_peft_model(Layers(), KINDS[kind](target_modules=["wide", "tall"]))
     if sharded:
@@ -158,11 +159,12 @@ def _train(rank, port, kind, sharded, path):
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(kind, sharded, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     path = tmp_path / "state.pt"
-    processes.spawn(_train, (port, kind, sharded, path), nprocs=2)
+    both = processes.spawn(_train, (kind, sharded, path), nprocs=2, join=False)
+    finished = both.join(timeout=120) or both.join(timeout=120)  # once for each process
+    for process in both.processes:
+        process.kill()
+    assert finished, "the two processes wait for each other"
     torch.manual_seed(0)
     model = get_peft_model(Layers(), KINDS[kind](target_modules=["wide", "tall"]))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -35,6 +35,7 @@ def test_style_is_that_of_most_texts_with_letters(texts, style):
         ("upper", "hello i'm", "HELLO I'M"),
         ("sentence", "HELLO I'M IN IRAQ", "Hello I'm in iraq."),
         ("sentence", "is it?", "Is it?"),
+        ("sentence", "ß", "ß."),
         ("keep", "hELLO", "hELLO"),
     ],
 )

@@ -36,6 +36,7 @@ def write_in(style: str, text: str) -> str:
             return text.upper()
         case "sentence":
             text = re.sub(r"\bi\b", "I", text.lower())
-            text = text[:1].upper() + text[1:]
+            first = text[:1].upper()
+            text = first + text[1:] if len(first) == 1 else text  # ß would become SS
             return text if text.endswith((".", "!", "?")) else text + "."
     return text
