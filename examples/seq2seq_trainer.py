@@ -18,8 +18,8 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForCon
 import ssvd
 from ssvd.data import load_audio, read_corpus
 from ssvd.data.synthetic import write_corpus
+from ssvd.demo import EMBEDDED
 
-EMBEDDED = Path(ssvd.__file__).parent / "embedded"
 CONFIGS = {"ssvd": ssvd.SSVDConfig(portion=0.4), "svft": ssvd.SVFTConfig(off_diagonals=8)}
 # K and dS of SSVD are in units that suit one rate; M of SVFT is not, see its page in docs/methods.
 RATES = {"ssvd": 2e-3, "svft": 2e-2}

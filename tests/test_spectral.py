@@ -93,9 +93,9 @@ def test_the_randomised_basis_agrees_with_the_exact_one_and_repeats():
 def test_a_fingerprint_tells_signs_and_bases(groups):
     torch.manual_seed(0)
     W = torch.randn(40, 30)
-    basis = Basis.of(W, 20, groups=groups)
+    basis = Basis.of(W, 20).narrow(20, groups)
     assert basis.aligned(basis.fingerprint) is basis
-    assert Basis.of(W.double(), 20, groups=groups).aligned(basis.fingerprint).is_canonical
+    assert Basis.of(W.double(), 20).narrow(20, groups).aligned(basis.fingerprint).is_canonical
     signs = torch.ones(20)
     signs[[3, 11]] = -1
     flipped = Basis(basis.U * signs, basis.S, basis.V * signs, basis.probe * signs, groups)
@@ -103,7 +103,7 @@ def test_a_fingerprint_tells_signs_and_bases(groups):
     assert torch.equal(aligned.U, flipped.U) and torch.equal(aligned.V, flipped.V) and not aligned.is_canonical
     assert torch.equal(aligned.fingerprint, flipped.fingerprint)
     for other in (torch.randn(40, 30), W + 0.01 * torch.randn(40, 30), W.bfloat16().float()):
-        assert basis.aligned(Basis.of(other, 20, groups=groups).fingerprint) is None
+        assert basis.aligned(Basis.of(other, 20).narrow(20, groups).fingerprint) is None
 
 
 def degenerate(equal=3):

@@ -3,7 +3,6 @@
 Tests that use LoRA as the example of a method find the configuration of another method under its name.
 """
 
-import dataclasses
 import functools
 import json
 import re
@@ -31,14 +30,11 @@ METHODS: dict[str, tuple[type[PeftConfig], dict[str, dict[str, Any]]]] = {
             "": {},
             "strict": {"rotation": "strict", "portion": 0.5},
             "none": {"rotation": "none", "svd": "randomized"},
+            "stored": {"basis": "stored"},
         },
     ),
+    "svft": (ssvd.SVFTConfig, {"": {}, "plain": {"pattern": "plain"}, "stored": {"basis": "stored"}}),
 }
-if hasattr(ssvd, "SVFTConfig"):
-    METHODS["svft"] = (ssvd.SVFTConfig, {"": {}, "plain": {"pattern": "plain"}})
-for config_class, kinds in METHODS.values():
-    if "basis" in {field.name for field in dataclasses.fields(config_class)}:
-        kinds["stored"] = {"basis": "stored"}
 
 # Of what LoRA's rows set: what every method has, what sizes LoRA only, and layers that are not linear ones.
 _COMMON = {"task_type", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"}

@@ -56,7 +56,7 @@ class Basis(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, weight: Tensor, k: int, svd: str = "exact", seed: int = 0, groups: int | None = None) -> "Basis":
+    def of(cls, weight: Tensor, k: int, svd: str = "exact", seed: int = 0) -> "Basis":
         """Decompose a weight in float64, on its own device where that has float64, else on the CPU.
 
         In float32 the vectors of close singular values would differ between machines: by 2 % and more at a relative
@@ -68,7 +68,6 @@ class Basis(nn.Module):
             svd: "exact", or "randomized": subspace iteration on k + 16 random directions, which approximates the last
                 of the k triplets and is cheaper only where k is far below min(m, n).
             seed: Of the random directions; they are drawn on the CPU, so that every device draws the same.
-            groups: Size of the fingerprint, 1 <= groups <= k; default k.
 
         Raises:
             ValueError: k is out of range, or `svd` is unknown.
@@ -79,14 +78,14 @@ class Basis(nn.Module):
             raise ValueError(f"svd must be one of {', '.join(SVD_METHODS)}, not {svd!r}")
         if weight.is_meta:  # shapes alone, to count parameters or to load over
             (m, n), S = weight.shape, weight.new_empty(k, dtype=torch.promote_types(weight.dtype, torch.float32))
-            return cls(weight.new_empty(m, k), S, weight.new_empty(n, k), S.float(), groups or k)
+            return cls(weight.new_empty(m, k), S, weight.new_empty(n, k), S.float(), k)
         W = weight.detach()
         W = (W.cpu() if W.device.type == "mps" else W).double()
         U, S, V = _leading_triplets(W, k) if svd == "exact" else _randomized_svd(W, k, seed)
         U, S, V, probe = canonical(U, S, V)
         U, V = (vectors.to(weight.device, weight.dtype).contiguous() for vectors in (U, V))
         S = S.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-        return cls(U, S, V, probe.to(weight.device, torch.float32), groups or k)
+        return cls(U, S, V, probe.to(weight.device, torch.float32), k)
 
     @classmethod
     def of_triplets(cls, U: Tensor, S: Tensor, V: Tensor, groups: int) -> "Basis":

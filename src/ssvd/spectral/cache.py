@@ -24,19 +24,19 @@ _SMALLEST = 256
 _PARTS = ("U", "S", "V", "probe")
 
 
-def cached_basis(weight: Tensor, k: int, svd: str = "exact", groups: int | None = None) -> Basis:
-    """`Basis.of(weight, k, svd, groups=groups)`, from the disk where it was computed before."""
+def cached_basis(weight: Tensor, k: int, svd: str = "exact") -> Basis:
+    """`Basis.of(weight, k, svd)`, from the disk where it was computed before."""
     folder = cache_folder()
     if folder is None or min(weight.shape) < _SMALLEST or weight.is_meta:
-        return Basis.of(weight, k, svd, groups=groups)
+        return Basis.of(weight, k, svd)
     path = folder / f"{_hash(weight.detach(), k, svd)}.safetensors"
     tensors = _read(path)
     if tensors is None:
-        basis = Basis.of(weight, k, svd, groups=groups)
+        basis = Basis.of(weight, k, svd)
         _write(path, {name: getattr(basis, name) for name in _PARTS})
         return basis
     U, S, V, probe = (tensors[name].to(weight.device) for name in _PARTS)
-    return Basis(U, S, V, probe, groups or k)
+    return Basis(U, S, V, probe, k)
 
 
 def cache_folder() -> Path | None:

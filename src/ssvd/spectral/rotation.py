@@ -20,6 +20,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .pattern import sparse_change
+
 ROTATIONS = ("approx", "strict", "none")
 SIDES = ("input", "output", "both")
 
@@ -92,7 +94,7 @@ def _rotation_change(theta: Tensor, k: int, rotation: str) -> Tensor:
         return theta.view(k, k)
     # The compiler folds the positions by itself, and warns of caches.
     positions = (_below_diagonal.__wrapped__ if torch.compiler.is_compiling() else _below_diagonal)(k, theta.device)
-    lower = theta.new_zeros(k * k).index_copy(0, positions, theta).view(k, k)
+    lower = sparse_change(positions, theta, k)
     K = lower - lower.mT
     if rotation == "approx":
         return -2 * K

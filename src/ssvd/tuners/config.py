@@ -17,7 +17,25 @@ The method of this adapter, {name}, comes with the package `ssvd`: install it, a
 
 @dataclass
 class SpectralConfig(PeftConfig):
-    """Base of the configurations of methods that train a core in the frozen singular basis of each weight."""
+    """Base of the configurations of methods that train a core in the frozen singular basis of each weight.
+
+    Args:
+        target_modules: Names of the layers to adapt, ends of names, a regular expression, or "all-linear". By default
+            all linear layers of the encoder and the decoder of the speech models that are known (but for the output
+            projection), and what LoRA adapts in PEFT for other models.
+        exclude_modules: Names, ends of names, or a regular expression of layers to leave out.
+        modules_to_save: Other modules to train in full and to save with the adapter, for example a new CTC head.
+        layers_to_transform: Indices of the transformer layers to adapt.
+        layers_pattern: Name of the list of transformer layers, where it is not a usual one.
+        fan_in_fan_out: Whether the weights of the layers are stored as (in, out), as in `Conv1D` of transformers.
+        basis: "recompute" finds the singular vectors again in the base weights when the adapter is loaded, and
+            verifies them; "stored" saves them with the adapter, (in + out) numbers a triplet, for loading it onto a
+            rounded or quantised copy of the base model.
+        init_weights: True starts at the pretrained model; False at random values, for tests.
+
+    Raises:
+        ValueError: A field is out of range, or two fields contradict each other.
+    """
 
     method: ClassVar[str]
 

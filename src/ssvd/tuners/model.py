@@ -1,6 +1,5 @@
 """A model whose linear layers are adapted in the singular bases of their weights."""
 
-import re
 import warnings
 from collections import ChainMap
 from collections.abc import Callable, Iterator, MutableMapping
@@ -64,15 +63,6 @@ class SpectralModel(BaseTuner):
     def warn_of_unused(self, adapter_name: str) -> None:
         """Warn of settings of an adapter that matched no layer."""
 
-    def warn_of_unmatched(self, field: str, adapter_name: str) -> None:
-        """Warn of keys of a configuration's mapping from names or patterns of layers that match none."""
-        names = [name for name, _ in self.adapted_layers(adapter_name)]
-        keys = getattr(self.peft_config[adapter_name], field)
-        if unused := [key for key in keys if not any(re.match(rf"(.*\.)?({key})$", name) for name in names)]:
-            warnings.warn(
-                f"These keys of {field} match no adapted layer: {', '.join(unused)}.", RuntimeWarning, stacklevel=2
-            )
-
     def _create_and_replace(
         self,
         peft_config: SpectralConfig,
@@ -88,7 +78,7 @@ class SpectralModel(BaseTuner):
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config, current_key)
             return
-        name = self.prefix.rstrip("_").upper()
+        name = self.tuner_layer_cls.method.upper()
         if isinstance(target, BaseTunerLayer) or not isinstance(target, nn.Linear | Conv1D):
             raise ValueError(
                 f"{name} adapts torch.nn.Linear and transformers' Conv1D, "

@@ -1,6 +1,8 @@
 """SSVD, structured SVD-guided fine-tuning (arXiv 2509.02830), as a method of PEFT."""
 
 import math
+import re
+import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -34,18 +36,8 @@ class SSVDConfig(SpectralConfig):
             with a G for each side, which trains k^2 numbers a layer (2 k^2 + k with rotation "none").
         train_scale: Whether dS is trained; without it only the rotation is.
         svd: "exact", or "randomized", which is cheaper where k is far below r and approximates the last triplets.
-        basis: "recompute" finds the singular vectors again in the base weights when the adapter is loaded, and
-            verifies them; "stored" saves them with the adapter, k (in + out) numbers a layer, for loading it onto a
-            rounded or quantised copy of the base model.
-        target_modules: Names of the layers to adapt, ends of names, a regular expression, or "all-linear". By default
-            all linear layers of the encoder and the decoder of the speech models that are known (but for the output
-            projection), and what LoRA adapts in PEFT for other models.
-        exclude_modules: Names, ends of names, or a regular expression of layers to leave out.
-        modules_to_save: Other modules to train in full and to save with the adapter, for example a new CTC head.
-        layers_to_transform: Indices of the transformer layers to adapt.
-        layers_pattern: Name of the list of transformer layers, where it is not a usual one.
-        fan_in_fan_out: Whether the weights of the layers are stored as (in, out), as in `Conv1D` of transformers.
-        init_weights: True starts at the pretrained model; False at random values, for tests.
+
+    Which layers are adapted, and whether the basis is saved, say the fields of `ssvd.tuners.config.SpectralConfig`.
 
     Raises:
         ValueError: A field is out of range, or two fields contradict each other.
@@ -173,4 +165,11 @@ class SSVDModel(SpectralModel):
         }
 
     def warn_of_unused(self, adapter_name: str) -> None:
-        self.warn_of_unmatched("portion_pattern", adapter_name)
+        names = [name for name, _ in self.adapted_layers(adapter_name)]
+        patterns = self.peft_config[adapter_name].portion_pattern
+        if unused := [key for key in patterns if not any(re.match(rf"(.*\.)?({key})$", name) for name in names)]:
+            warnings.warn(
+                f"These keys of portion_pattern match no adapted layer: {', '.join(unused)}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )

@@ -27,18 +27,8 @@ class SVFTConfig(SpectralConfig):
             |u_i^T v_j|. See `ssvd.spectral.pattern`.
         off_diagonals: d, which sets the number of trained entries of every pattern but "plain".
         seed: Of the pattern "random"; the positions follow from it on every machine.
-        basis: "recompute" finds the singular vectors again in the base weights when the adapter is loaded, and
-            verifies them; "stored" saves them with the adapter, r (in + out) numbers a layer, for loading it onto a
-            rounded or quantised copy of the base model.
-        target_modules: Names of the layers to adapt, ends of names, a regular expression, or "all-linear". By default
-            all linear layers of the encoder and the decoder of the speech models that are known (but for the output
-            projection), and what LoRA adapts in PEFT for other models.
-        exclude_modules: Names, ends of names, or a regular expression of layers to leave out.
-        modules_to_save: Other modules to train in full and to save with the adapter, for example a new CTC head.
-        layers_to_transform: Indices of the transformer layers to adapt.
-        layers_pattern: Name of the list of transformer layers, where it is not a usual one.
-        fan_in_fan_out: Whether the weights of the layers are stored as (in, out), as in `Conv1D` of transformers.
-        init_weights: True starts at the pretrained model; False at random values, for tests.
+
+    Which layers are adapted, and whether the basis is saved, say the fields of `ssvd.tuners.config.SpectralConfig`.
 
     Raises:
         ValueError: A field is out of range, or two fields contradict each other.
