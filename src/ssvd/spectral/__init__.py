@@ -2,9 +2,19 @@
 
 from .basis import SVD_METHODS, Basis
 from .cache import cached_basis
-from .linear import compute_dtype, effective_weight, spectral_linear
+from .linear import compute_dtype, effective_weight, plan_step, spectral_linear
 from .pattern import PATTERNS, checksum, pattern_positions, pattern_size, sparse_change
-from .rotation import ROTATIONS, SIDES, core_change, orthogonality_error, rotation_size, step
+from .planner import Plan, plan
+from .rotation import (
+    ROTATIONS,
+    SIDES,
+    core_change,
+    core_inverse,
+    orthogonality_error,
+    rotation_size,
+    solve_rotations,
+    step,
+)
 
 __all__ = [
     "PATTERNS",
@@ -12,15 +22,20 @@ __all__ = [
     "SIDES",
     "SVD_METHODS",
     "Basis",
+    "Plan",
     "cached_basis",
     "checksum",
     "compute_dtype",
     "core_change",
+    "core_inverse",
     "effective_weight",
     "orthogonality_error",
     "pattern_positions",
     "pattern_size",
+    "plan",
+    "plan_step",
     "rotation_size",
+    "solve_rotations",
     "sparse_change",
     "spectral_linear",
     "step",

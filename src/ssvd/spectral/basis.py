@@ -141,6 +141,18 @@ class Basis(nn.Module):
         core = self.U.to(dtype).mT @ weight.detach().to(dtype) @ self.V.to(dtype)
         return float(torch.linalg.norm(core - torch.diag(self.S)) / torch.linalg.norm(self.S))
 
+    def fits(self, weight: Tensor) -> bool:
+        """Whether `W V = U S` and `U^T W = S V^T` to within the rounding of float32, with no small singular value in S.
+
+        Tried with one vector: costs two products of it with the weight.
+        """
+        if self.S.is_meta or min(weight.dtype.itemsize, self.U.dtype.itemsize) < 4 or self.S[-1] < 1e-2 * self.S[0]:
+            return False
+        weight, z = weight.detach(), _direction(self.S).to(self.U.dtype)
+        Sz = self.S.to(z.dtype) * z
+        errors = weight @ (self.V @ z) - self.U @ Sz, weight.mT @ (self.U @ z) - self.V @ Sz
+        return bool(torch.stack([torch.linalg.norm(e) for e in errors]).max() <= 1e-5 * torch.linalg.norm(Sz))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Basis":
         # Below float32, singular values and probe would lose what they are verified by.
         exact = {name: getattr(self, name) for name in ("S", "probe", "fingerprint")}

@@ -5,13 +5,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from .planner import Plan, plan
 
-def spectral_linear(x: Tensor, W: Tensor, bias: Tensor | None, U: Tensor, V: Tensor, change: Tensor) -> Tensor:
+# Rows of a block of a banded core.
+_BLOCK = 64
+
+
+def spectral_linear(
+    x: Tensor,
+    W: Tensor,
+    bias: Tensor | None,
+    U: Tensor,
+    V: Tensor,
+    change: Tensor,
+    *,
+    weight: Tensor | None = None,
+    inverse: Tensor | None = None,
+    band: int | None = None,
+    keep_input: bool = False,
+    way: Plan | None = None,
+) -> Tensor:
     """Apply a linear layer whose weight W is changed in the basis (U, V), arXiv 2509.02830.
 
     Computes in the dtype of autocast where that is on, else in that of W. The frozen part stays exact: with a zero
-    change the result is that of the plain layer, bit for bit. What is kept for the backward pass is `x V`, (..., k), or
-    x where k is so large that the gradient of the core is cheaper to take from that of the whole weight.
+    change the result is that of the plain layer, bit for bit. For the backward pass it keeps k numbers a token, or x.
 
     Args:
         x: (..., n), any number of leading dimensions, which together are the tokens.
@@ -19,20 +36,51 @@ def spectral_linear(x: Tensor, W: Tensor, bias: Tensor | None, U: Tensor, V: Ten
         bias: (m,) or None.
         U, V: (m, k) and (n, k); constants.
         change: The change of the core, `C - S`, (k, k); see `core_change`.
+        weight: `effective_weight(W, U, V, change)` in the dtype that is computed in, where it is at hand; (m, n).
+        inverse: C^-1, (k, k); only where (U, V) are singular vectors of W, `W V = U S`. It shortens the way to the
+            gradient of the core.
+        band: Where given, only entries of `change` as near to the diagonal are not zero, or need a gradient.
+        keep_input: Whether to keep x for the backward pass instead of k numbers a token, as others keep it too.
+        way: What `plan_step` found.
 
     Returns:
         (..., m), differentiable once in x, W, bias and change.
     """
-    result: Tensor = _SpectralLinear.apply(x, W, bias, U, V, change)
+    if way is None:
+        way = plan_step(x, W, U, weight is not None, inverse is not None)
+    result: Tensor = _SpectralLinear.apply(x, W, bias, U, V, change, weight, inverse, band, keep_input, way)
     return result
 
 
-def effective_weight(W: Tensor, U: Tensor, V: Tensor, change: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def plan_step(x: Tensor, W: Tensor, U: Tensor, has_weight: bool = False, has_inverse: bool = False) -> Plan:
+    """The way that `spectral_linear` takes for these arguments; see `plan`."""
+    (m, k), n = U.shape, W.shape[1]
+    make = plan.__wrapped__ if torch.compiler.is_compiling() else plan  # the compiler warns of caches
+    return make(
+        x.numel() // n,
+        m,
+        n,
+        k,
+        has_weight=has_weight,
+        has_inverse=has_inverse,
+        wants_input=x.requires_grad,
+        wants_weight=W.requires_grad and torch.is_grad_enabled(),
+        device=W.device.type,
+        itemsize=compute_dtype(W).itemsize,
+    )
+
+
+def effective_weight(
+    W: Tensor, U: Tensor, V: Tensor, change: Tensor, dtype: torch.dtype | None = None, band: int | None = None
+) -> Tensor:
     """`W + U change V^T`, (m, n), multiplied in `dtype` (default: that of W), added in the wider of it and W's."""
     dtype = dtype or W.dtype
     U, V, change = U.to(dtype), V.to(dtype), change.to(dtype)
-    product = (U @ change) @ V.mT if len(U) <= len(V) else U @ (change @ V.mT)
-    return (W + product).to(dtype)
+    if len(U) <= len(V):
+        U = _times_banded(U, change, band)
+    else:
+        V = _times_banded(V, change.mT, band)
+    return torch.addmm(W, U, V.mT) if W.dtype == dtype else (W + U @ V.mT).to(dtype)
 
 
 def compute_dtype(W: Tensor) -> torch.dtype:
@@ -43,60 +91,80 @@ def compute_dtype(W: Tensor) -> torch.dtype:
 
 class _SpectralLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, W, bias, U, V, change):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, W, bias, U, V, change, weight, inverse, band, keep_input, way):  # type: ignore[no-untyped-def]
         dtype = compute_dtype(W)
+        bases = U, V
         if dtype != W.dtype:  # autocast: below, its own conversions find nothing left to do
-            x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-        _, wants_W, _, _, _, wants_change = ctx.needs_input_grad
-        few, whole = _has_few_tokens(x, U, V), wants_W or (wants_change and _prefers_weight_gradient(x, U, V))
-        xV = x @ V.to(dtype) if few or (wants_change and not whole) else None
-        if few:
-            weight = W.to(dtype)
-            y = linear(x, weight, bias) + xV @ change.to(dtype).mT @ U.to(dtype).mT
+            x, bias, U, V = x.to(dtype), None if bias is None else bias.to(dtype), U.to(dtype), V.to(dtype)
+        _, wants_W, _, _, _, wants_core, *_ = ctx.needs_input_grad
+        xV = None
+        if way.change == "activations":
+            xV, weight = x @ V, W.to(dtype)
+            y = linear(x, weight, bias) + xV @ change.to(dtype).mT @ U.mT
         else:
-            weight = effective_weight(W, U, V, change, dtype)
+            weight = effective_weight(W, U, V, change, dtype, band) if weight is None else weight
             y = linear(x, weight, bias)
-        ctx.save_for_backward(x if whole else xV, W if few else weight, U, V, change if few else None)
-        ctx.whole = whole
+        kept = None
+        if way.core == "weight gradient":
+            kept = x if wants_W or wants_core else None
+        elif wants_core and way.core == "output":
+            kept = y @ U if bias is None else y @ U - bias @ U
+        elif wants_core and xV is None and keep_input:
+            kept = x
+        elif wants_core:
+            kept = x @ V if xV is None else xV
+        ctx.save_for_backward(kept, weight, *bases, None if xV is None else change, inverse)
+        ctx.core, ctx.band, ctx.kept_input = way.core, band, kept is x
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        kept, weight, U, V, change = ctx.saved_tensors
-        wants_x, wants_W, wants_bias, _, _, wants_change = ctx.needs_input_grad
-        weight, U, V = weight.to(dy.dtype), U.to(dy.dtype), V.to(dy.dtype)
+        kept, weight, U, V, change, inverse = ctx.saved_tensors
+        U, V = U.to(dy.dtype), V.to(dy.dtype)
+        wants_x, wants_W, wants_bias, _, _, wants_core, *_ = ctx.needs_input_grad
         dx = dy @ weight if wants_x else None
         dyU = None if change is None else dy @ U
-        if wants_x and dyU is not None:
+        if dx is not None and dyU is not None:
             dx += dyU @ change.to(dy.dtype) @ V.mT
-        dy = dy.reshape(-1, len(U))
-        dW = dy.mT @ kept.reshape(-1, len(V)) if ctx.whole else None
-        dC = None
-        if wants_change and ctx.whole:
-            dC = U.mT @ (dW @ V)
-        elif wants_change:
-            kept = kept.reshape(-1, kept.shape[-1])
-            dC = U.mT @ (dy.mT @ kept) if dyU is None else dyU.reshape(kept.shape).mT @ kept
+
+        dy, dW, dC = dy.reshape(-1, len(U)), None, None
+        kept = None if kept is None else kept.reshape(-1, kept.shape[-1])
+        if ctx.core == "weight gradient":
+            dW = None if kept is None else dy.mT @ kept
+            dC = _near_diagonal((dW.mT @ U).mT, V, ctx.band) if wants_core else None
+        elif wants_core:
+            kept = kept @ V if ctx.kept_input else kept
+            if ctx.core == "output":
+                dC = (inverse @ ((kept.mT @ dy) @ U).to(inverse.dtype)).mT
+            elif ctx.core == "input gradient":
+                dC = (((kept.mT @ dx.reshape(-1, len(V))) @ V).to(inverse.dtype) @ inverse).mT
+            elif dyU is None and len(dy) > len(U):
+                dC = _near_diagonal(kept.mT @ dy, U, ctx.band).mT
+            else:
+                dyU = dy @ U if dyU is None else dyU.reshape(len(dy), U.shape[1])
+                dC = _near_diagonal(dyU.mT, kept, ctx.band)
         # Autograd converts each gradient to the dtype of its input.
-        return dx, dW if wants_W else None, dy.sum(0) if wants_bias else None, None, None, dC
+        return dx, dW if wants_W else None, dy.sum(0) if wants_bias else None, None, None, dC, *[None] * 5
 
 
-def _has_few_tokens(x: Tensor, U: Tensor, V: Tensor) -> bool:
-    """Whether a training step costs less by way of the activations than by forming the changed weight.
-
-    Counts the multiplications that the two ways do not share, forward and backward.
-    """
-    (m, k), n, tokens = U.shape, len(V), _count(x)
-    return tokens * (3 * k + m + n) < m * n + k * (m + min(m, n))
-
-
-def _prefers_weight_gradient(x: Tensor, U: Tensor, V: Tensor) -> bool:
-    """Whether the gradient of the core costs less by way of that of the whole weight than by way of `x V`."""
-    (m, k), n, tokens = U.shape, len(V), _count(x)
-    return (tokens + k) * m * n < tokens * k * (m + n)
+def _near_diagonal(A: Tensor, B: Tensor, band: int | None) -> Tensor:
+    """`A @ B`, (k, k), of which only entries at most `band` off the diagonal are needed."""
+    if band is None or 2 * band + _BLOCK >= len(A):
+        return A @ B
+    product = A.new_zeros(len(A), len(A))
+    for start in range(0, len(A), _BLOCK):
+        rows, near = slice(start, start + _BLOCK), slice(max(0, start - band), start + _BLOCK + band)
+        product[rows, near] = A[rows] @ B[:, near]
+    return product
 
 
-def _count(x: Tensor) -> int:
-    """Number of tokens."""
-    return x.numel() // max(1, x.shape[-1])
+def _times_banded(A: Tensor, C: Tensor, band: int | None) -> Tensor:
+    """`A @ C` with a C whose entries more than `band` off the diagonal are zero."""
+    if band is None or 2 * band + _BLOCK >= len(C):
+        return A @ C
+    product = A.new_empty(A.shape)
+    for start in range(0, len(C), _BLOCK):
+        near, columns = slice(max(0, start - band), start + _BLOCK + band), slice(start, start + _BLOCK)
+        product[:, columns] = A[:, near] @ C[near, columns]
+    return product

@@ -49,9 +49,9 @@ def pattern_positions(U: Tensor, V: Tensor, pattern: str, off_diagonals: int, se
 
 
 def sparse_change(positions: Tensor, M: Tensor, k: int) -> Tensor:
-    """M as a (k, k) matrix, differentiable in M; float32, or float64 where M is float64."""
+    """Entries M, (..., size), as matrices (..., k, k), differentiable; float32, or float64 where M is float64."""
     M = M.to(torch.promote_types(M.dtype, torch.float32))
-    return M.new_zeros(k * k).index_copy(0, positions, M).view(k, k)
+    return M.new_zeros(*M.shape[:-1], k * k).index_copy(-1, positions, M).unflatten(-1, (k, k))
 
 
 def checksum(positions: Tensor) -> Tensor:

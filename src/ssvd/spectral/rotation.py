@@ -19,10 +19,11 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .pattern import sparse_change
 
-ROTATIONS = ("approx", "strict", "none")
+ROTATIONS = ("approx", "neumann", "strict", "none")
 SIDES = ("input", "output", "both")
 
 
@@ -43,17 +44,26 @@ def rotation_size(k: int, rotation: str, side: str = "input") -> int:
     return 2 * one if side == "both" else one
 
 
-def core_change(S: Tensor, theta: Tensor | None, s: Tensor | None, rotation: str, side: str = "input") -> Tensor:
+def core_change(
+    S: Tensor,
+    theta: Tensor | None,
+    s: Tensor | None,
+    rotation: str,
+    side: str = "input",
+    solved: Tensor | None = None,
+) -> Tensor:
     """The change `C - S` of the core with a strict, approximate or free transformation, arXiv 2509.02830.
 
     Args:
         S: Singular values, (k,).
-        theta: (rotation_size(k, rotation, side),), or None for G = I. With rotations "approx" and "strict" it holds
-            the entries of K below the diagonal, row by row; with "none" those of G - I; both divided by `step(k)`.
-            For side "both", first those of the input.
+        theta: (rotation_size(k, rotation, side),), or None for G = I. It holds the entries of K below the diagonal, row
+            by row; with rotation "none" those of G - I; both divided by `step(k)`. For side "both", first those of the
+            input.
         s: Relative change of the singular values, (k,), or None for no change.
-        rotation: "approx", G = I - 2K; "strict", G = (I - K)(I + K)^-1, orthogonal; "none", G free.
+        rotation: "approx", G = I - 2K; "strict", G = (I - K)(I + K)^-1, orthogonal; "neumann", the strict form with the
+            first four terms of the series for (I + K)^-1, of which "approx" has one; "none", G free.
         side: "input", "output" or "both"; see the top of the module.
+        solved: With rotation "strict", what `solve_rotations` gives for theta, where it is at hand.
 
     Returns:
         (k, k), in float32 (float64 where S is float64), differentiable in theta and s.
@@ -63,43 +73,113 @@ def core_change(S: Tensor, theta: Tensor | None, s: Tensor | None, rotation: str
     change = torch.diag(dS)
     if theta is None:
         return change
-    parts = [_rotation_change(part, len(S), rotation) for part in _parts(theta.to(S.dtype), side)]
     scale = S + dS
-    if side == "input":
-        return change + scale[:, None] * parts[0]
-    if side == "output":
-        return change + parts[0].mT * scale
-    turned = change + scale[:, None] * parts[0]
-    return turned + parts[1].mT @ (torch.diag(S) + turned)
+    with torch.autocast(S.device.type, enabled=False):
+        H = _rotation_changes(theta.to(S.dtype), len(S), rotation, side, solved)
+        if side == "input":
+            return change + scale[:, None] * H[0]
+        if side == "output":
+            return change + H[0].mT * scale
+        turned = change + scale[:, None] * H[0]
+        return turned + H[1].mT @ (torch.diag(S) + turned)
+
+
+@torch.no_grad()
+def core_inverse(
+    S: Tensor,
+    theta: Tensor | None,
+    s: Tensor | None,
+    rotation: str,
+    side: str = "input",
+    solved: Tensor | None = None,
+) -> Tensor:
+    """C^-1, (k, k), for the arguments of `core_change`; not with rotation "none", whose G may be singular.
+
+    The other rotations never shorten a vector. A singular value that has been trained to less than a thousandth of what
+    it was counts as a thousandth, so that the inverse exists.
+    """
+    S = S.to(torch.promote_types(S.dtype, torch.float32))
+    ratio = torch.ones_like(S) if s is None else 1 + s.to(S.dtype)
+    scale = S * torch.where(ratio < 0, -1, 1) * ratio.abs().clamp(min=1e-3)
+    if theta is None:
+        return torch.diag(1 / scale)
+    with torch.autocast(S.device.type, enabled=False):
+        H = _rotation_changes(theta.to(S.dtype), len(S), rotation, side, solved)
+        G = H + torch.eye(len(S), dtype=S.dtype, device=S.device)
+        back = G.mT if rotation == "strict" else torch.linalg.inv(G)
+        if side == "input":
+            return back[0] / scale
+        if side == "output":
+            return (back[0] / scale).mT
+        return back[0] / scale @ back[1].mT
 
 
 def orthogonality_error(theta: Tensor, k: int, rotation: str, side: str = "input") -> float:
     """How far G is from a rotation: the spectral norm of `G^T G - I`, 0 for an orthogonal G; of the worse of two sides.
 
-    The approximate form can only stretch: there it is 4 ||K||^2. Costs one symmetric eigenvalue problem of size k: fit
-    for the end of a training run, not for each step.
+    The approximate form can only stretch: there it is 4 ||K||^2. Costs one symmetric eigenvalue problem of size k.
     """
-    changes = [_rotation_change(part, k, rotation) for part in _parts(theta.detach().float(), side)]
-    return max(float(torch.linalg.eigvalsh(H + H.mT + H.mT @ H).abs().max()) for H in changes)
+    H = _rotation_changes(theta.detach().float(), k, rotation, side)
+    return float(torch.linalg.eigvalsh(H + H.mT + H.mT @ H).abs().max())
 
 
-def _parts(theta: Tensor, side: str) -> tuple[Tensor, ...]:
-    return theta.chunk(2) if side == "both" else (theta,)
+@torch.no_grad()
+def solve_rotations(theta: Tensor, k: int) -> Tensor:
+    """`G - I` of many strict rotations at once.
+
+    Args:
+        theta: (..., k(k-1)/2); see `core_change`.
+
+    Returns:
+        (..., k, k), in float32 (float64 where theta is float64).
+    """
+    return _Cayley.solve(_skew(theta, k))
 
 
-def _rotation_change(theta: Tensor, k: int, rotation: str) -> Tensor:
-    """`H = G - I`, (k, k)."""
-    theta = theta * step(k)
+def _rotation_changes(theta: Tensor, k: int, rotation: str, side: str, solved: Tensor | None = None) -> Tensor:
+    """`H = G - I` for each side, (1 or 2, k, k)."""
+    theta = theta.view(2 if side == "both" else 1, -1)
     if rotation == "none":
-        return theta.view(k, k)
+        return theta.unflatten(-1, (k, k)) * step(k)
+    K = _skew(theta, k)
+    if rotation == "strict":
+        result: Tensor = _Cayley.apply(K, None if solved is None else solved.view_as(K))
+        return result
+    # (I - K)(I + K)^-1 - I = -2 (K - K^2 + K^3 - ...)
+    series = K
+    for _ in range(0 if rotation == "approx" else 3):
+        series = K - K @ series
+    return -2 * series
+
+
+def _skew(theta: Tensor, k: int) -> Tensor:
+    """K, (..., k, k)."""
     # The compiler folds the positions by itself, and warns of caches.
     positions = (_below_diagonal.__wrapped__ if torch.compiler.is_compiling() else _below_diagonal)(k, theta.device)
-    lower = sparse_change(positions, theta, k)
-    K = lower - lower.mT
-    if rotation == "approx":
-        return -2 * K
-    # (I - K)(I + K)^-1 - I = -2 (I + K)^-1 K, and I + K is never singular.
-    return -2 * torch.linalg.solve(K + torch.eye(k, dtype=K.dtype, device=K.device), K)
+    lower = sparse_change(positions, theta * step(k), k)
+    return lower - lower.mT
+
+
+class _Cayley(torch.autograd.Function):
+    """`H = (I - K)(I + K)^-1 - I`, whose backward pass needs no solve: `(I + K)^-1 = I + H / 2`."""
+
+    @staticmethod
+    def solve(K: Tensor) -> Tensor:
+        # H = -2 (I + K)^-1 K, and I + K is never singular.
+        return -2 * torch.linalg.solve(K + torch.eye(K.shape[-1], dtype=K.dtype, device=K.device), K)
+
+    @staticmethod
+    def forward(ctx, K, solved):  # type: ignore[no-untyped-def]
+        H = _Cayley.solve(K) if solved is None else solved.clone()
+        ctx.save_for_backward(H)
+        return H
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dH):  # type: ignore[no-untyped-def]
+        (H,) = ctx.saved_tensors
+        back = (H / 2 + torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)).mT
+        return -2 * back @ dH @ back, None
 
 
 @lru_cache(maxsize=64)

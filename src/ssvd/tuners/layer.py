@@ -3,15 +3,17 @@
 import warnings
 from collections.abc import Callable, MutableMapping
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ssvd.spectral import Basis, cached_basis, compute_dtype, effective_weight, spectral_linear
+from ssvd.spectral import Basis, cached_basis, compute_dtype, effective_weight, plan_step, spectral_linear
 
 from .config import SpectralConfig
+from .kept import Kept, in_backward, note_backward_pass
 
 # A stored basis must hold this share of the base weight: rounding to bf16 or 8 bits costs less than 1 %.
 _LARGEST_MISFIT = 0.02
@@ -21,15 +23,15 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
     """A linear layer, and for each adapter the frozen basis of its weight and the core that is trained.
 
     A method derives from it: `create_core` makes the parameters of an adapter, `change` the change of the core that
-    they stand for.
+    they stand for. Two more methods say what is known of the core, and make training faster.
 
     The weight of the layer is left as it is, but while adapters are merged. Several active adapters add up their
     changes of it.
 
-    In `eval` mode without gradients the adapted weight is formed once and kept: decoding token by token needs that. It
-    is formed again after `train()`, `to()`, loading or a forward pass with gradients, and when the version counter or
-    the memory of a tensor shows that it was changed; only a write through `.data` between two forward passes of an
-    evaluation goes unseen.
+    The adapted weight is formed once, and kept for as long as the adapter stays the same: for decoding token by token,
+    and over the batches whose gradients are accumulated. See `Kept` for how changes are noticed. Only a write through
+    `.data` can go unseen: between two forward passes of an evaluation, or in a training loop by hand that sets
+    gradients to zero instead of None.
 
     Args:
         base_layer: `nn.Linear`, or `Conv1D` of transformers with `fan_in_fan_out`.
@@ -59,7 +61,9 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.out_features, self.in_features = self._stored(base_layer.weight).shape
         self.register_buffer("_unmerged_weight", None, persistent=False)
-        self._kept: dict[tuple[str, ...], tuple[list[object], Tensor, list[Tensor]]] = {}
+        self._weights: dict[tuple[str, ...], Kept[Tensor]] = {}  # by the adapters that are active
+        self._fits: dict[str, Kept[bool]] = {}
+        self._has_shared_input = self._keeps_input = False
 
     @property
     def bases(self) -> MutableMapping[str, Basis]:
@@ -78,6 +82,12 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
     def change(self, adapter_name: str) -> Tensor:
         """The change of the core, (k, k), float32 or float64, differentiable in the parameters of the adapter."""
         raise NotImplementedError
+
+    def inverse(self, adapter_name: str) -> Callable[[], Tensor] | None:
+        """What computes C^-1, (k, k), where the core of an adapter always has an inverse."""
+
+    def band(self, adapter_name: str) -> int | None:
+        """How far from the diagonal the change of the core has entries, where it is banded."""
 
     def check_core(self, state_dict: dict[str, Any], prefix: str, adapter_name: str, layer: str) -> None:
         """Raise ValueError where parameters that are about to be loaded belong to another core."""
@@ -169,27 +179,67 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
 
     def _apply_adapters(self, x: Tensor, adapters: list[str], alone: bool = True) -> Tensor:
         base = self.get_base_layer()
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._kept = {}
-            return spectral_linear(x, self._stored(base.weight), base.bias, *self._adapted(adapters))
-        if alone and tuple(adapters) not in self._kept:
-            self._kept = {}  # of adapters that were active before
-        return linear(x, self._kept_weight(adapters), base.bias)
+        W, parts, dtype = self._stored(base.weight), self._parts(adapters), compute_dtype(base.weight)
+        band = self.band(adapters[0]) if len(adapters) == 1 else None
+        if torch.compiler.is_compiling():
+            return spectral_linear(x, W, base.bias, *self._adapted(adapters), band=band)
+        if alone and tuple(adapters) not in self._weights:
+            self._weights = {}  # of adapters that were active before
+        kept = self._weights.setdefault(tuple(adapters), Kept())
+        weight = kept.get(parts, dtype)
+        if not (self.training or torch.is_grad_enabled()):
+            if weight is None:
+                with torch.inference_mode(False), torch.no_grad():  # so that training can use it
+                    weight = effective_weight(W, *self._adapted(adapters), dtype, band)
+                kept.keep(weight, parts, dtype)
+            return linear(x, weight, base.bias)
 
-    def _kept_weight(self, adapters: list[str]) -> Tensor:
-        """The adapted weight in the dtype that the layer computes in, formed when something it is made of changed."""
+        U, V, change = self._adapted(adapters)
+        if change.requires_grad:
+            change.register_hook(note_backward_pass)
+        inverse = self.inverse(adapters[0]) if len(adapters) == 1 and self._has_own_basis(adapters[0]) else None
+        way = plan_step(x, W, U, weight is not None, inverse is not None)
+        if way.change == "weight" and weight is None:
+            with torch.no_grad():
+                weight = effective_weight(W, U, V, change, dtype, band)
+            kept.keep(weight, parts, dtype, only_if_asked_again=True)
+        return spectral_linear(
+            x,
+            W,
+            base.bias,
+            U,
+            V,
+            change,
+            weight=weight,
+            inverse=inverse() if inverse is not None and way.core in ("input gradient", "output") else None,
+            band=band,
+            keep_input=self._shares_input(x, U.shape[1]),
+            way=way,
+        )
+
+    def _parts(self, adapters: list[str]) -> list[Tensor]:
+        """What the adapted weight is made of."""
         weight = self.get_base_layer().weight
-        parts = [weight, *(p for name in adapters for p in self._parameters_of(name).values())]
-        dtype = compute_dtype(weight)
-        if any(part.is_inference() for part in parts):  # has no version counter
-            return effective_weight(self._stored(weight), *self._adapted(adapters), dtype)
-        state = [dtype, *((id(part), part._version, part.data_ptr()) for part in parts)]
-        kept = self._kept.get(tuple(adapters))
-        if kept is None or kept[0] != state:
-            adapted = effective_weight(self._stored(weight), *self._adapted(adapters), dtype)
-            # With the parts, so that no other tensor gets the id of one of them.
-            kept = self._kept[tuple(adapters)] = state, adapted, parts
-        return kept[1]
+        return [weight, *(p for name in adapters for p in self._parameters_of(name).values())]
+
+    def _has_own_basis(self, adapter_name: str) -> bool:
+        """Whether the basis of an adapter is that of the weight as it is now, up to rounding."""
+        weight, basis = self.get_base_layer().weight, self.bases[adapter_name]
+        kept, parts = self._fits.setdefault(adapter_name, Kept()), [weight, basis.U]
+        fits = kept.get(parts)
+        return kept.keep(basis.fits(self._stored(weight)), parts) if fits is None else fits
+
+    def _shares_input(self, x: Tensor, k: int) -> bool:
+        """Whether to keep x for the backward pass: once for all layers that read it, instead of k numbers for each."""
+        if not in_backward():  # else checkpointed activations are computed again, and must be kept as before
+            self._keeps_input = self._has_shared_input
+            readers = x.__dict__.setdefault("_ssvd_readers", WeakKeyDictionary())
+            readers[self] = k
+            # The last of them finds out; from the next forward pass on all know.
+            if sum(readers.values()) > self.in_features:
+                for layer in readers:
+                    layer._has_shared_input = True
+        return self._keeps_input
 
     def _parameters_of(self, adapter_name: str) -> dict[str, nn.Parameter]:
         containers: dict[str, Any] = {name: getattr(self, name) for name in self.adapter_layer_names}
@@ -234,7 +284,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             self._unmerged_weight = weight.data
         weight.data = merged.to(weight.dtype)
         self.merged_adapters.extend(names)
-        self._kept = {}
+        self._forget()
 
     def unmerge(self) -> None:
         """Put back the weight from before `merge`, the same bit for bit."""
@@ -245,20 +295,22 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         weight.data = self._unmerged_weight.to(weight)
         self._unmerged_weight = None
         self.merged_adapters.clear()
+        self._forget()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
 
+    def _forget(self) -> None:
+        """Compute anew whatever was kept."""
+        self._weights, self._fits = {}, {}
+
     def train(self, mode: bool = True) -> "SpectralLayer":
-        self._kept = {}
+        self._forget()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "SpectralLayer":
-        self._kept = {}  # `to` replaces memory without a trace in the version counters
+        self._forget()  # `to` replaces memory without a trace in the version counters
         return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's own, leaves dtypes alone: singular values and fingerprints stay in float32.
@@ -272,7 +324,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Every way of loading ends here, before anything is copied.
-        self._kept = {}
+        self._forget()
         layer = prefix.removeprefix("base_model.model.").rstrip(".")
         self._follow_base_weight(state_dict.get(f"{prefix}base_layer.weight"), layer)
         for name in list(self.bases):

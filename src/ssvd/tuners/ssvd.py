@@ -3,16 +3,28 @@
 import math
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
+from weakref import WeakSet
 
 import torch
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
-from ssvd.spectral import ROTATIONS, SIDES, SVD_METHODS, core_change, orthogonality_error, rotation_size
+from ssvd.spectral import (
+    ROTATIONS,
+    SIDES,
+    SVD_METHODS,
+    core_change,
+    core_inverse,
+    orthogonality_error,
+    rotation_size,
+    solve_rotations,
+)
 
 from .config import SpectralConfig
+from .kept import Kept
 from .layer import SpectralLayer
 from .model import SpectralModel
 
@@ -31,7 +43,7 @@ class SSVDConfig(SpectralConfig):
         portion_pattern: Portions of single layers, which override `portion` and `rank`: a mapping from layer names,
             ends of names or regular expressions to portions, such as `{"fc1": 0.2, "encoder.layers.0.fc2": 0.6}`.
         rotation: Form of G: "approx", I - 2K with a skew-symmetric K; "strict", the rotation (I - K)(I + K)^-1;
-            "none", any matrix.
+            "neumann", four terms of the series for that, where "approx" has one; "none", any matrix.
         rotate: Which basis G turns: "input", as in the paper; "output", G^T (S + dS) instead of (S + dS) G; "both",
             with a G for each side, which trains k^2 numbers a layer (2 k^2 + k with rotation "none").
         train_scale: Whether dS is trained; without it only the rotation is.
@@ -58,9 +70,12 @@ class SSVDConfig(SpectralConfig):
         default_factory=dict,
         metadata={"help": "Portions of single layers, by name, end of name or regular expression."},
     )
-    rotation: Literal["approx", "strict", "none"] = field(
+    rotation: Literal["approx", "neumann", "strict", "none"] = field(
         default="approx",
-        metadata={"help": "Form of G: approx is I - 2K, strict the Cayley rotation of K, none a free matrix."},
+        metadata={
+            "help": "Form of G: approx is I - 2K, strict the Cayley rotation of K, neumann a series for that, "
+            "none a free matrix."
+        },
     )
     rotate: Literal["input", "output", "both"] = field(
         default="input", metadata={"help": "Which singular basis G turns: that of the input, of the output, or both."}
@@ -106,10 +121,11 @@ class SSVDLinear(SpectralLayer):
 
     method = "ssvd"
     adapter_layer_names = ("ssvd_theta", "ssvd_s")
-    other_param_names = ("ssvd_basis", "rotation", "side", "svd")
+    other_param_names = ("ssvd_basis", "rotation", "side", "svd", "_fits", "_solved")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
+        self._solved: dict[str, Kept[Tensor]] = {}
         self.ssvd_theta = nn.ParameterDict()
         self.ssvd_s = nn.ParameterDict()
         self.rotation: dict[str, str] = {}
@@ -132,8 +148,52 @@ class SSVDLinear(SpectralLayer):
                 part[adapter_name] = start if config.init_weights else start.normal_(std=0.5)
 
     def change(self, adapter_name: str) -> Tensor:
-        theta, s = self.ssvd_theta.get(adapter_name), self.ssvd_s.get(adapter_name)
-        return core_change(self.bases[adapter_name].S, theta, s, self.rotation[adapter_name], self.side[adapter_name])
+        return core_change(*self._core(adapter_name))
+
+    def inverse(self, adapter_name: str) -> Callable[[], Tensor] | None:
+        return None if self.rotation[adapter_name] == "none" else lambda: core_inverse(*self._core(adapter_name))
+
+    def _core(self, name: str) -> tuple[Tensor, Tensor | None, Tensor | None, str, str, Tensor | None]:
+        """The arguments of `core_change`."""
+        S, theta, s = self.bases[name].S, self.ssvd_theta.get(name), self.ssvd_s.get(name)
+        return S, theta, s, self.rotation[name], self.side[name], self.solved(name)
+
+    def solved(self, adapter_name: str) -> Tensor | None:
+        """`solve_rotations` of an adapter with strict rotations, kept while its parameters stay the same.
+
+        Where it has to be solved, it is together with all others of its size that have been used since they were.
+        """
+        if self.rotation[adapter_name] != "strict" or adapter_name not in self.ssvd_theta:
+            return None
+        if torch.compiler.is_compiling():
+            return None
+        H = self._solved_before(adapter_name)
+        if H is None:
+            own = self, adapter_name
+            others = [(layer, name) for layer in list(_used) for name in layer._active() if (layer, name) != own]
+            H = self._solve([own, *(other for other in others if _needs_solving_with(own, other))])
+        _used.add(self)
+        return H
+
+    def _solved_before(self, adapter_name: str) -> Tensor | None:
+        return self._solved.setdefault(adapter_name, Kept()).get([self.ssvd_theta[adapter_name]])
+
+    @staticmethod
+    @torch.inference_mode(False)
+    def _solve(adapters: "list[tuple[SSVDLinear, str]]") -> Tensor:
+        """Solve strict rotations of equal size, keep what was found, and return that of the first."""
+        layer, name = adapters[0]
+        S, sides = layer.bases[name].S, 2 if layer.side[name] == "both" else 1
+        thetas = [layer.ssvd_theta[name] for layer, name in adapters]
+        solved = solve_rotations(torch.stack([theta.detach().view(sides, -1).to(S.dtype) for theta in thetas]), len(S))
+        for (layer, name), theta, H in zip(adapters, thetas, solved, strict=True):
+            layer._solved[name].keep(H, [theta])
+            _used.discard(layer)
+        return solved[0]
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._solved = {}
 
     def orthogonality_error(self, adapter_name: str) -> float:
         """Spectral norm of `G^T G - I`; see `ssvd.spectral.orthogonality_error`."""
@@ -141,6 +201,22 @@ class SSVDLinear(SpectralLayer):
             return 0.0
         theta, k = self.ssvd_theta[adapter_name], self.bases[adapter_name].k
         return orthogonality_error(theta, k, self.rotation[adapter_name], self.side[adapter_name])
+
+
+# Layers whose strict rotations were used since they were solved.
+_used: WeakSet[SSVDLinear] = WeakSet()
+
+
+def _needs_solving_with(one: tuple[SSVDLinear, str], other: tuple[SSVDLinear, str]) -> bool:
+    (layer, name), (other_layer, other_name) = one, other
+    own, theta = layer.ssvd_theta[name], other_layer.ssvd_theta.get(other_name)
+    return (
+        theta is not None
+        and other_layer.rotation[other_name] == "strict"
+        and other_layer.side[other_name] == layer.side[name]
+        and (type(theta), theta.shape, theta.dtype, theta.device) == (type(own), own.shape, own.dtype, own.device)
+        and other_layer._solved_before(other_name) is None
+    )
 
 
 class SSVDModel(SpectralModel):

@@ -70,7 +70,7 @@ class SVFTLinear(SpectralLayer):
 
     method = "svft"
     adapter_layer_names = ("svft_M",)
-    other_param_names = ("svft_basis", "svft_pattern", "positions_of", "svd")
+    other_param_names = ("svft_basis", "svft_pattern", "positions_of", "svd", "_fits")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
@@ -97,6 +97,10 @@ class SVFTLinear(SpectralLayer):
     def change(self, adapter_name: str) -> Tensor:
         positions = self.svft_pattern[adapter_name].positions
         return sparse_change(positions, self.svft_M[adapter_name], self.bases[adapter_name].k)
+
+    def band(self, adapter_name: str) -> int | None:
+        pattern, off_diagonals, _ = self.positions_of[adapter_name]
+        return {"plain": 0, "banded": off_diagonals}.get(pattern)
 
     def check_core(self, state_dict: dict[str, Any], prefix: str, adapter_name: str, layer: str) -> None:
         stored = state_dict.get(f"{prefix}svft_pattern.{adapter_name}.checksum")

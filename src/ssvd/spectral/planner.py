@@ -1,0 +1,98 @@
+"""Which way a training step of an adapted layer takes: the one whose matrix products cost least for its shapes.
+
+Beside the two products of the frozen layer, y and dx, a step of `y = x W'^T` with `W' = W + U (C - S) V^T` has to bring
+the change of the core into y and dx, and to find the gradient of the core, dC = U^T dy^T x V. There are two ways to do
+the first and four to do the second. Two of these rest on `W V = U S` and `U^T W = S V^T`, that is, on the basis being
+that of W, for then
+
+    dx V = dy W' V = dy U C,    so dC = C^-T (dx V)^T (x V), without a product with U, the larger in a tall layer;
+    y U = x W'^T U = x V C^T,   so dC = (dy U)^T (y U) C^-T, without a product with V, the larger in a wide layer.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+Change = Literal["weight", "activations"]
+Core = Literal["activations", "weight gradient", "input gradient", "output"]
+Product = tuple[int, int, int]
+
+# How many multiplications take the time of moving a byte: in float32 on a core of a CPU, in bfloat16 on a GPU.
+_MULTIPLICATIONS_A_BYTE = {"cpu": 4, "cuda": 100}
+# LAPACK inverts a matrix of a few hundred rows in the time of about so many products of its size.
+_INVERSION = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step brings the change of the core into y and dx, how it finds dC, and what that costs.
+
+    Attributes:
+        change: "weight", by the changed weight; "activations", by products of x and dy with the bases.
+        core: "activations", (dy U)^T (x V); "weight gradient", U^T (dy^T x) V; "input gradient" and "output" as at the
+            top of the module.
+        costs: Of every way that there is, in multiplications, without the two products of the frozen layer. A product
+            that memory limits counts as many as would take its time.
+    """
+
+    change: Change
+    core: Core
+    costs: dict[tuple[Change, Core], int]
+
+
+@lru_cache(maxsize=4096)
+def plan(
+    tokens: int,
+    m: int,
+    n: int,
+    k: int,
+    *,
+    has_weight: bool = False,
+    has_inverse: bool = False,
+    wants_input: bool = True,
+    wants_weight: bool = False,
+    device: str = "cpu",
+    itemsize: int = 4,
+) -> Plan:
+    """The cheapest way of a training step of a layer.
+
+    Args:
+        tokens, m, n, k: Sizes of x, (tokens, n), and of the bases, (m, k) and (n, k).
+        has_weight: Whether the changed weight is at hand already.
+        has_inverse: Whether C^-1 can be had, and the basis is that of the weight.
+        wants_input: Whether dx is wanted.
+        wants_weight: Whether the gradient of the whole weight is wanted, which then gives that of the core.
+        device: Type of the device.
+        itemsize: Bytes of a number in the products.
+    """
+    found = ways(tokens, m, n, k, has_weight, has_inverse, wants_input)
+    rate = _MULTIPLICATIONS_A_BYTE.get(device, _MULTIPLICATIONS_A_BYTE["cuda"]) * itemsize
+    costs = {
+        way: sum(max(a * b * c, rate * (a * b + b * c + a * c)) for a, b, c in products)
+        for way, products in found.items()
+        if not wants_weight or way[1] == "weight gradient"
+    }
+    change, core = min(costs, key=lambda way: costs[way])
+    return Plan(change, core, costs)
+
+
+def ways(
+    tokens: int, m: int, n: int, k: int, has_weight: bool = False, has_inverse: bool = False, wants_input: bool = True
+) -> dict[tuple[Change, Core], list[Product]]:
+    """The matrix products of every way, but for y and dx: rows, inner dimension and columns; arguments as of `plan`."""
+    xV, dyU, turn = (tokens, n, k), (tokens, m, k), (tokens, k, k)
+    forming = [] if has_weight else [(min(m, n), k, k), (m, k, n)]
+    passing = [xV, turn, (tokens, k, m), dyU, turn, (tokens, k, n)]
+    from_weight = [(m, tokens, n), (k, m, n), (k, n, k)]
+    inverting = [(k, k, k)] * (_INVERSION + 1)
+    found: dict[tuple[Change, Core], list[Product]] = {
+        ("weight", "activations"): [*forming, xV, (k, tokens, m), (k, min(m, tokens), k)],
+        ("weight", "weight gradient"): [*forming, *from_weight],
+        ("activations", "activations"): [*passing, (k, tokens, k)],
+        ("activations", "weight gradient"): [*passing, *from_weight],
+    }
+    if has_inverse:
+        found["weight", "output"] = [*forming, dyU, (k, tokens, m), (k, m, k), *inverting]
+    if has_inverse and wants_input:
+        found["weight", "input gradient"] = [*forming, xV, (k, tokens, n), (k, n, k), *inverting]
+    return found
