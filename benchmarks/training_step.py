@@ -1,54 +1,60 @@
-"""Time and memory of one training step, as ratios to those of the frozen model.
+"""Time and memory of one training step of a Whisper model, as ratios to the frozen model, to LoRA and to the floor.
 
-    python benchmarks/training_step.py --size tiny --window 30 --batch 8 --json step.json
+    python benchmarks/training_step.py --size tiny --window 30 --batch 2 --portions 0.25,0.4 --json step.json
 
-The model is a Whisper of the given size with random weights. The frozen model runs forward, and backward to its inputs:
-what no method that adapts all layers can undercut. All other columns run forward, backward (to the same inputs too) and
-an AdamW step. The methods take turns within each round, so that a busy machine slows all of them alike; times are
-medians over rounds, and ratios medians of the ratios within a round.
+The model has random weights. The frozen model runs forward, and backward to its inputs: what no method that adapts all
+layers can undercut. All other rows run forward, backward (to the same inputs too) and an AdamW step. Methods take turns
+within each round, so that a busy machine slows all of them alike; times are medians over rounds, and ratios medians of
+the ratios within a round.
 
-Memory is the peak that CUDA reports on a GPU. On a CPU, where nothing reports it, it is the size of what autograd keeps
-from the forward pass for the backward pass, parameters and buffers left out: temporary tensors are not in it.
+LoRA, DoRA, PiSSA and OFT train as many parameters as SSVD does at the portion, as nearly as their ranks and blocks
+allow; PSOFT has the same k and the same algebra; VeRA, which would need a rank above ten thousand, has rank 256.
+
+The *floor* adds to the frozen step what an exact gradient of the core costs when it is taken from x and dy, or from the
+gradient of the weight: T k (m + n + k) or T m n + m k (n + k) multiplications a layer, at the speed at which the same
+layers alone run in the frozen model.
+
+Memory: *peak* is the most that a step allocates at a time (on a CPU by the events of torch's profiler, on a GPU as CUDA
+counts it); *total* adds weights, buffers, gradients and the states of the optimiser.
 """
 
 import copy
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import peft
 import torch
-import transformers
 import typer
-from peft import PsoftConfig, get_peft_model
+from peft import LoraConfig, OFTConfig, PeftConfig, PsoftConfig, VeraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 import ssvd
-from ssvd.methods import apply_method, trainable_parameters
+from machine import machine
+from ssvd.methods import apply_method, linear_shapes, trainable_parameters
 
 SIZES = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12)}  # width, layers, heads
 FRAMES_PER_SECOND = 100
+VERA_RANK = 256
 
 
 def main(
     size: Annotated[str, typer.Option(help="Dimensions of the model: tiny, base or small.")] = "tiny",
-    batch: Annotated[int, typer.Option(help="Utterances a step.")] = 4,
-    window: Annotated[float, typer.Option(help="Seconds of audio an utterance.")] = 30.0,
+    batch: Annotated[int, typer.Option(help="Utterances a step.")] = 8,
+    window: Annotated[float, typer.Option(help="Seconds of audio an utterance.")] = 10.0,
     labels: Annotated[int, typer.Option(help="Tokens an utterance.")] = 32,
-    portion: Annotated[float, typer.Option(help="Portion of the singular triplets that SSVD and PSOFT adapt.")] = 0.4,
+    portions: Annotated[str, typer.Option(help="Portions of the singular triplets, by comma.")] = "0.4",
     steps: Annotated[int, typer.Option(help="Timed rounds, after one that is not.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     autocast: Annotated[bool, typer.Option(help="Compute in bfloat16 by autocast.")] = False,
-    methods: Annotated[str, typer.Option(help="Columns to run, by comma; all by default.")] = "",
+    compiled: Annotated[bool, typer.Option(help="Add the frozen model and SSVD with torch.compile.")] = False,
+    methods: Annotated[str, typer.Option(help="Rows to run, by comma; all by default.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the figures to.")] = None,
 ) -> None:
     """Measure one training step of each method on a Whisper model with random weights."""
@@ -59,71 +65,69 @@ def main(
     frames = 2 * model.config.max_source_positions
     features = torch.randn(batch, model.config.num_mel_bins, frames, device=device, requires_grad=True)
     tokens = torch.randint(model.config.vocab_size, (batch, labels), device=device)
+    options = {"size": size, "batch": batch, "window": window, "labels": labels, "steps": steps, "autocast": autocast}
+    rows: list[dict[str, Any]] = []
+    for portion in map(float, portions.split(",")):
+        variants = build_variants(portion, compiled)
+        chosen = methods.split(",") if methods else list(variants)
+        # The frozen model is what the others are measured by.
+        chosen = ["frozen", *(name for name in chosen if name != "frozen")]
+        steppers = {
+            name: Step(variants[name](copy.deepcopy(model), layers), features, tokens, autocast) for name in chosen
+        }
+        alone = LayersAlone(steppers["frozen"], layers)
+        rows += measured(steppers, alone, steps, portion)
+        del steppers
+    title = f"whisper-{size}, {batch} x {window:g} s, {labels} tokens, {device}, {threads} threads"
+    table = Table("p", "method", "trainable", "s / step", "x frozen", "x floor", "x LoRA", "peak", "total", title=title)
+    for row in rows:
+        ratios = (f"{row[name]:.2f}" if row[name] else "" for name in ("x_frozen", "x_floor", "x_lora"))
+        sizes = (f"{row[name]:.0f} MiB" for name in ("peak_mib", "total_mib"))
+        figures = f"{row['portion']:g}", row["method"], f"{row['trainable']:,}", f"{row['seconds']:.3f}"
+        table.add_row(*figures, *ratios, *sizes)
+    Console().print(table)
+    if json_file:
+        report = {"options": options, "machine": machine(device, threads), "rows": rows}
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
-    variants = build_variants(portion)
-    chosen = methods.split(",") if methods else list(variants)
-    # The frozen model is what the others are measured by.
-    chosen = ["frozen", *(name for name in chosen if name != "frozen")]
-    steppers = {name: Step(variants[name](copy.deepcopy(model), layers), features, tokens, autocast) for name in chosen}
-    del model
 
+def measured(steppers: dict[str, "Step"], alone: "LayersAlone", steps: int, portion: float) -> list[dict[str, Any]]:
+    """The figures of all methods at a portion."""
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
+    alone_seconds = []
     for i in range(steps + 1):
         for name, step in steppers.items():
             elapsed = step.timed()
             if i:
                 seconds[name].append(elapsed)
+        elapsed = alone.timed()
+        if i:
+            alone_seconds.append(elapsed)
+    extra = alone.floor_share(portion)
+    floor = [frozen + extra * own for frozen, own in zip(seconds["frozen"], alone_seconds, strict=True)]
 
-    floor_memory = steppers["frozen"].memory()
+    def ratio(name: str, others: list[float] | None) -> float | None:
+        return others and statistics.median(a / b for a, b in zip(seconds[name], others, strict=True))
+
     rows = []
     for name, step in steppers.items():
-        memory = step.memory()
+        peak, held = step.peak(), step.held()
         rows.append(
             {
+                "portion": portion,
                 "method": name,
                 "trainable": trainable_parameters(step.model),
                 "seconds": statistics.median(seconds[name]),
-                "time_ratio": statistics.median(
-                    own / floor for own, floor in zip(seconds[name], seconds["frozen"], strict=True)
-                ),
-                "memory_mib": memory / 2**20,
-                "memory_ratio": memory / floor_memory,
+                "x_frozen": ratio(name, seconds["frozen"]),
+                "x_floor": ratio(name, floor),
+                "x_lora": ratio(name, seconds.get("lora")),
+                "x_psoft": ratio(name, seconds.get("psoft approx")),
+                "peak_mib": peak / 2**20,
+                "total_mib": (peak + held) / 2**20,
+                "bases_mib": step.bases() / 2**20,
             }
         )
-
-    on_cuda = torch.device(device).type == "cuda"
-    what = "peak MiB" if on_cuda else "MiB kept for backward"
-    title = f"whisper-{size}, {batch} x {window:g} s, {labels} tokens, portion {portion:g}, {device}, {threads} threads"
-    table = Table("method", "trainable", "s / step", "x frozen", what, "x frozen", title=title)
-    for row in rows:
-        table.add_row(
-            str(row["method"]),
-            f"{row['trainable']:,}",
-            f"{row['seconds']:.3f}",
-            f"{row['time_ratio']:.2f}",
-            f"{row['memory_mib']:.0f}",
-            f"{row['memory_ratio']:.2f}",
-        )
-    Console().print(table)
-    if json_file:
-        report = {
-            "options": {
-                "size": size,
-                "batch": batch,
-                "window": window,
-                "labels": labels,
-                "portion": portion,
-                "steps": steps,
-                "threads": threads,
-                "device": device,
-                "autocast": autocast,
-            },
-            "memory": "peak allocated on the GPU" if on_cuda else "kept by autograd for the backward pass",
-            "hardware": torch.cuda.get_device_name() if on_cuda else f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft, ssvd)},
-            "rows": rows,
-        }
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return rows
 
 
 def build_whisper(size: str, window: float) -> WhisperForConditionalGeneration:
@@ -147,31 +151,61 @@ def build_whisper(size: str, window: float) -> WhisperForConditionalGeneration:
 Variant = Callable[[nn.Module, list[str]], nn.Module]
 
 
-def build_variants(portion: float) -> dict[str, Variant]:
-    """The columns: from a model and the names of the layers to adapt to the model ready for training."""
+def build_variants(portion: float, compiled: bool = False) -> dict[str, Variant]:
+    """The rows: from a model and the names of the layers to adapt to the model ready for training."""
 
-    def psoft(strict: bool) -> Variant:
-        # PEFT has one rank for all layers; in Whisper all have the same smaller side, so k is the same everywhere.
-        def apply(model: nn.Module, layers: list[str]) -> nn.Module:
-            k = ssvd.SSVDConfig(portion=portion).rank_of("", *model.get_submodule(layers[0]).weight.shape)
-            neumann = {} if strict else {"use_cayley_neumann": True, "num_cayley_neumann_terms": 2}
-            config = PsoftConfig(r=k, psoft_alpha=k, psoft_mag_a=False, target_modules=layers, **neumann)
-            return get_peft_model(model, config)
-
-        return apply
+    def frozen(model: nn.Module, layers: list[str]) -> nn.Module:
+        return model.requires_grad_(False)
 
     def method(name: str, rotation: str = "approx") -> Variant:
         return lambda model, layers: apply_method(model, name, layers, portion=portion, rotation=rotation)
 
-    return {
-        "frozen": lambda model, layers: model.requires_grad_(False),
+    def peft(config: Callable[..., PeftConfig], **fields: Any) -> Variant:
+        """With the values of fields computed from the shapes of the layers."""
+
+        def apply(model: nn.Module, layers: list[str]) -> nn.Module:
+            shapes = list(linear_shapes(model, layers).values())
+            values = {name: value(shapes) if callable(value) else value for name, value in fields.items()}
+            return get_peft_model(model, config(target_modules=layers, **values))
+
+        return apply
+
+    def compiled_(variant: Variant) -> Variant:
+        return lambda model, layers: torch.compile(variant(model, layers))  # type: ignore[return-value]
+
+    def k(shapes: list[tuple[int, int]]) -> int:
+        # PEFT has one rank for all layers; in Whisper all have the same smaller side, so k is the same everywhere.
+        return ssvd.SSVDConfig(portion=portion).rank_of("", *shapes[0])
+
+    def budget(shapes: list[tuple[int, int]]) -> int:
+        return sum(k([shape]) * (k([shape]) + 1) // 2 for shape in shapes)
+
+    def lora_rank(shapes: list[tuple[int, int]]) -> int:
+        return max(1, round(budget(shapes) / sum(m + n for m, n in shapes)))
+
+    def oft_block(shapes: list[tuple[int, int]]) -> int:
+        blocks = [b for b in range(2, 385) if all(n % b == 0 for _, n in shapes)]
+        return min(blocks, key=lambda b: abs(sum(n * (b - 1) // 2 for _, n in shapes) - budget(shapes)))
+
+    psoft = {"r": k, "psoft_alpha": k, "psoft_mag_a": False}
+    series = {"use_cayley_neumann": True, "num_cayley_neumann_terms": 2}  # I + 2Q, as approx
+    variants = {
+        "frozen": frozen,
         "full": method("full"),
         "lora": method("lora"),
-        "psoft approx": psoft(strict=False),
-        "psoft strict": psoft(strict=True),
+        "dora": peft(LoraConfig, r=lora_rank, lora_alpha=lora_rank, use_dora=True),
+        "pissa": peft(LoraConfig, r=lora_rank, lora_alpha=lora_rank, init_lora_weights="pissa_niter_4"),
+        "vera": peft(VeraConfig, r=VERA_RANK),
+        "oft": peft(OFTConfig, r=0, oft_block_size=oft_block),
+        "psoft approx": peft(PsoftConfig, **psoft, **series),
+        "psoft strict": peft(PsoftConfig, **psoft),
         "ssvd approx": method("ssvd"),
+        "ssvd neumann": method("ssvd", rotation="neumann"),
         "ssvd strict": method("ssvd", rotation="strict"),
     }
+    if compiled:
+        variants |= {f"{name}, compiled": compiled_(variants[name]) for name in ("frozen", "lora", "ssvd approx")}
+    return variants
 
 
 class Step:
@@ -203,34 +237,85 @@ class Step:
 
     def timed(self) -> float:
         """Seconds of one step."""
-        synchronise = torch.cuda.synchronize if self.features.is_cuda else lambda: None
-        synchronise()
-        start = time.perf_counter()
-        self.run()
-        synchronise()
-        return time.perf_counter() - start
+        return timed(self.run, self.features.is_cuda)
 
-    def memory(self) -> int:
-        """Bytes: see the top of the file. What other models hold on the GPU is left out."""
+    def peak(self) -> int:
+        """Bytes: the most that a step holds at a time, beyond what is there before and after it."""
+        self.run()
         if self.features.is_cuda:
-            self.run()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self.run()
             return torch.cuda.max_memory_allocated() - before
-        own = {t.untyped_storage().data_ptr() for t in [*self.model.parameters(), *self.model.buffers()]}
-        kept: dict[int, int] = {}
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+            self.run()
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        held = most = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            most = max(most, held)
+        return most
 
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+    def held(self) -> int:
+        """Bytes of weights, buffers and states of the optimiser."""
+        states = [] if self.optimiser is None else [v for s in self.optimiser.state.values() for v in s.values()]
+        return _bytes([*self.model.parameters(), *self.model.buffers(), *states])
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = self.loss()
-        del loss
-        return sum(kept.values())
+    def bases(self) -> int:
+        """Bytes of the buffers, of which almost all are frozen bases."""
+        return _bytes(list(self.model.buffers()))
+
+
+class LayersAlone:
+    """The linear layers of the frozen model's step, y and dx of each, on inputs of the same shapes."""
+
+    def __init__(self, frozen: Step, layers: list[str]) -> None:
+        self.products: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.autocast = frozen.autocast
+
+        def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            x = inputs[0].detach().flatten(0, -2)
+            self.products.append((x, layer.weight.detach(), torch.randn_like(output).flatten(0, -2)))
+
+        handles = [frozen.model.get_submodule(name).register_forward_hook(note) for name in layers]
+        with torch.no_grad():
+            frozen.loss()
+        for handle in handles:
+            handle.remove()
+
+    def run(self) -> None:
+        for x, weight, dy in self.products:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+                torch.nn.functional.linear(x, weight)
+                dy @ weight
+
+    def timed(self) -> float:
+        return timed(self.run, self.products[0][0].is_cuda)
+
+    def floor_share(self, portion: float) -> float:
+        """Multiplications of the floor's core gradients, as a share of those of the layers alone."""
+        extra = alone = 0
+        for x, weight, _ in self.products:
+            tokens, (m, n) = len(x), weight.shape
+            k = ssvd.SSVDConfig(portion=portion).rank_of("", m, n)
+            extra += min(tokens * k * (m + n + k), tokens * m * n + m * k * (n + k))
+            alone += 2 * tokens * m * n
+        return extra / alone
+
+
+def timed(run: Callable[[], None], on_cuda: bool) -> float:
+    """Seconds that a call takes."""
+    synchronise = torch.cuda.synchronize if on_cuda else lambda: None
+    synchronise()
+    start = time.perf_counter()
+    run()
+    synchronise()
+    return time.perf_counter() - start
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 if __name__ == "__main__":

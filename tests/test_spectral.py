@@ -93,6 +93,23 @@ def test_the_randomised_basis_agrees_with_the_exact_one_and_repeats():
     assert torch.equal(randomised.V, Basis.of(W, 8, svd="randomized").V)
 
 
+def test_a_padded_basis_does_what_it_did_before():
+    torch.manual_seed(0)
+    W = torch.randn(40, 30) + 10 * torch.eye(40, 30)
+    basis, signs = Basis.of(W, 30), torch.ones(30)
+    padded = basis.padded()
+    assert padded.U.shape == (40, 32) and padded.padded() is padded and padded.narrow(29).padded().U.shape == (40, 32)
+    assert Basis.of(W, 16).padded().U.shape == Basis.of(W, 16).U.shape
+    assert padded.fits(W) and padded.misfit(W) < 1e-5 and padded.misfit(torch.randn(40, 30)) > 0.5
+    signs[[2, 5]] = -1
+    flipped = Basis(basis.U * signs, basis.S, basis.V * signs, basis.probe * signs, 30).fingerprint
+    aligned = padded.aligned(flipped)
+    assert (
+        torch.equal(aligned.U[:, :30], basis.U * signs) and aligned.V.shape == (30, 32) and not aligned.V[:, 30:].any()
+    )
+    assert torch.equal(padded.V[:, :30], basis.V), "as it was"
+
+
 @pytest.mark.parametrize("groups", [20, 8, 3])
 def test_a_fingerprint_tells_signs_and_bases(groups):
     torch.manual_seed(0)

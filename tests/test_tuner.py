@@ -581,6 +581,44 @@ def test_sides_of_the_rotation(rotation, side, tmp_path):
     assert torch.allclose(model(X), before, atol=1e-5)
 
 
+def test_padded_bases(tmp_path):
+    """With k = 60, U and V have four columns of zeros."""
+
+    def layers():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(64, 80), nn.Linear(80, 70), nn.Linear(70, 64)).eval()
+
+    x = torch.randn(300, 64, requires_grad=True)
+    for basis in ("recompute", "stored"):
+        config = SSVDConfig(target_modules=["0", "1", "2"], rank=60, basis=basis, rotation="strict", rotate="both")
+        model = perturb(get_peft_model(layers(), config), std=0.3)
+        for layer in ssvd_layers(model):
+            padded, W = layer.bases["default"], layer.base_layer.weight
+            exact = Basis.of(W, 60)
+            assert padded.U.shape[1] == padded.V.shape[1] == 64 and padded.k == 60 and padded.fits(W)
+            assert torch.equal(padded.V[:, :60], exact.V) and not padded.V[:, 60:].any()
+            core = torch.diag(exact.S) + layer.change("default")
+            wanted = W + exact.U @ (core - torch.diag(exact.S)) @ exact.V.mT
+            assert torch.allclose(layer.weight, wanted, atol=1e-5)
+            assert layer.ssvd_theta["default"].numel() == 60 * 59
+        after = model(x)
+        loss = after.square().sum()
+        gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+        assert all(g.any() for g in gradients)
+        model.save_pretrained(tmp_path / basis)
+        loaded = PeftModel.from_pretrained(layers(), tmp_path / basis)
+        assert torch.allclose(loaded(x), after, atol=1e-5)
+        if basis == "stored":
+            rounded = PeftModel.from_pretrained(layers().bfloat16().float(), tmp_path / basis)
+            assert torch.allclose(rounded(x), after, atol=0.1)
+        with torch.no_grad():
+            model.add_adapter("second", SSVDConfig(target_modules=["0"], rank=33, init_weights=False))
+            model.base_model.set_adapter(["default", "second"])
+            both = model(x)
+            model.merge_adapter()
+            assert torch.allclose(model(x), both, atol=1e-4) and not torch.allclose(both, after, atol=0.1)
+
+
 # --- configuration
 
 

@@ -14,6 +14,7 @@ NEARLY_EQUAL = 1e-7
 # Allowed deviation of a component's probe, which for an unrelated basis is about 1. Two machines that decompose one
 # weight in float64 differ by less than 1e-6, unless singular values are equal.
 SAME_BASIS = 1e-4
+_ALIGNMENT = 16
 # All signs are searched in groups of up to four components of a fingerprint, in larger ones up to two flips: with more
 # choices than that, one of them would explain the sum of an unrelated basis.
 _ALL_SIGNS = 4
@@ -28,9 +29,9 @@ class Basis(nn.Module):
     groups of components are the *fingerprint*, which is saved with the adapter and verified when it is loaded.
 
     Attributes:
-        U: Left singular vectors, (m, k), in the dtype of the weight.
+        U: Left singular vectors, (m, k), in the dtype of the weight; see `padded`.
         S: Singular values in descending order, (k,), float32 (float64 for a float64 weight).
-        V: Right singular vectors, (n, k), in the dtype of the weight.
+        V: Right singular vectors, (n, k), in the dtype of the weight; see `padded`.
         probe: (k,), float32; the square of an entry is 1 on average.
         stored: Whether U, S and V are saved too.
         is_canonical: Whether signs and order are those that `of` finds again.
@@ -106,6 +107,19 @@ class Basis(nn.Module):
             U, S, V = U.clone(), S.clone(), V.clone()
         return Basis(U, S, V, self.probe[:k], groups or k, stored)
 
+    def padded(self) -> "Basis":
+        """This basis with columns of zeros after U and V up to a multiple of 16, where these are few.
+
+        Products with aligned rows are faster: on a CPU by 10 %, and the tensor cores of a GPU demand it.
+        """
+        missing = -self.k % _ALIGNMENT
+        if not 0 < missing <= self.k / 8 or self.U.shape[1] > self.k:
+            return self
+        U, V = (torch.nn.functional.pad(vectors, (0, missing)) for vectors in (self.U, self.V))
+        basis = Basis(U, self.S, V, self.probe, len(self.fingerprint), self.stored)
+        basis.is_canonical = self.is_canonical
+        return basis
+
     def aligned(self, fingerprint: Tensor) -> "Basis | None":
         """This basis with the signs of the one whose fingerprint is given, or None where that is another basis.
 
@@ -127,7 +141,9 @@ class Basis(nn.Module):
         if bool((signs > 0).all()):
             return self
         signs = signs.to(self.S)
-        U, V = (vectors * signs.to(vectors.dtype) for vectors in (self.U, self.V))
+        U, V = (vectors.clone() for vectors in (self.U, self.V))
+        for vectors in (U, V):
+            vectors[:, : self.k] *= signs.to(vectors.dtype)
         basis = Basis(U, self.S, V, self.probe * signs.to(self.probe), groups, self.stored)
         basis.is_canonical = False
         return basis
@@ -138,7 +154,7 @@ class Basis(nn.Module):
         Rounding to bf16 or 8 bits moves it by less than 1 %, the weight of another model by about 1.
         """
         dtype = self.S.dtype
-        core = self.U.to(dtype).mT @ weight.detach().to(dtype) @ self.V.to(dtype)
+        core = (self.U.to(dtype).mT @ weight.detach().to(dtype) @ self.V.to(dtype))[: self.k, : self.k]
         return float(torch.linalg.norm(core - torch.diag(self.S)) / torch.linalg.norm(self.S))
 
     def fits(self, weight: Tensor) -> bool:
@@ -149,8 +165,8 @@ class Basis(nn.Module):
         if self.S.is_meta or min(weight.dtype.itemsize, self.U.dtype.itemsize) < 4 or self.S[-1] < 1e-2 * self.S[0]:
             return False
         weight, z = weight.detach(), _direction(self.S).to(self.U.dtype)
-        Sz = self.S.to(z.dtype) * z
-        errors = weight @ (self.V @ z) - self.U @ Sz, weight.mT @ (self.U @ z) - self.V @ Sz
+        U, V, Sz = self.U[:, : self.k], self.V[:, : self.k], self.S.to(z.dtype) * z
+        errors = weight @ (V @ z) - U @ Sz, weight.mT @ (U @ z) - V @ Sz
         return bool(torch.stack([torch.linalg.norm(e) for e in errors]).max() <= 1e-5 * torch.linalg.norm(Sz))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Basis":

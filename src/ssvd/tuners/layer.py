@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from ssvd.spectral import Basis, cached_basis, compute_dtype, effective_weight, plan_step, spectral_linear
 
@@ -109,7 +109,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         """
         groups, stored = min(k, max(4, trained // 60)), config.basis == "stored"
         self.svd[adapter_name] = svd
-        self.bases[adapter_name] = self._find_basis(k, svd).narrow(k, groups, stored)
+        self.bases[adapter_name] = self._find_basis(k, svd).narrow(k, groups, stored).padded()
 
     def _find_basis(self, k: int, svd: str) -> Basis:
         for name, basis in self.bases.items():
@@ -131,13 +131,20 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         return [name for name in self.active_adapters if name in self.bases]
 
     def _adapted(self, adapters: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Bases and change of the core of adapters: (out, k), (in, k) and (k, k) with the sum of their k."""
+        """Bases and change of the core of adapters: (out, k), (in, k) and (k, k) with the sum of their padded k."""
+        bases, changes = [self.bases[name] for name in adapters], [self._padded_change(name) for name in adapters]
         if len(adapters) == 1:
-            basis = self.bases[adapters[0]]
-            return basis.U, basis.V, self.change(adapters[0])
-        bases = [self.bases[name] for name in adapters]
+            return bases[0].U, bases[0].V, changes[0]
         U, V = torch.cat([basis.U for basis in bases], 1), torch.cat([basis.V for basis in bases], 1)
-        return U, V, torch.block_diag(*(self.change(name) for name in adapters))
+        return U, V, torch.block_diag(*changes)
+
+    def _padded_change(self, adapter_name: str) -> Tensor:
+        return self._pad(self.change(adapter_name), adapter_name)
+
+    def _pad(self, core: Tensor, adapter_name: str) -> Tensor:
+        """A core with rows and columns of zeros where the basis has columns of zeros."""
+        missing = self.bases[adapter_name].U.shape[1] - len(core)
+        return pad(core, (0, missing, 0, missing)) if missing else core
 
     def forward(self, x: Tensor, *, adapter_names: list[str] | None = None) -> Tensor:
         """Apply the layer with its active adapters, or each row of a batch with the adapter that is named for it.
@@ -211,7 +218,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             V,
             change,
             weight=weight,
-            inverse=inverse() if inverse is not None and way.core in ("input gradient", "output") else None,
+            inverse=self._pad(inverse(), adapters[0]) if inverse and way.core in ("input gradient", "output") else None,
             band=band,
             keep_input=self._shares_input(x, U.shape[1]),
             way=way,
@@ -255,8 +262,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """What merging an adapter adds to the weight, in the shape of the weight, in float32 or float64."""
-        basis = self.bases[adapter_name]
-        change = self.change(adapter_name)
+        basis, change = self.bases[adapter_name], self._padded_change(adapter_name)
         U, V = basis.U.to(change.dtype), basis.V.to(change.dtype)
         return self._stored(effective_weight(change.new_zeros(()), U, V, change))
 
@@ -385,7 +391,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         loaded = self._stored(loaded.detach().to(loaded.device if weight.is_meta else weight.device, weight.dtype))
         for name, basis in list(self.bases.items()):
             found = cached_basis(loaded, basis.k, self.svd[name])
-            self.bases[name] = found.narrow(basis.k, len(basis.fingerprint), basis.stored)
+            self.bases[name] = found.narrow(basis.k, len(basis.fingerprint), basis.stored).padded()
             self.follow_new_basis(name)
 
     def follow_new_basis(self, adapter_name: str) -> None:

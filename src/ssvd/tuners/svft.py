@@ -91,7 +91,8 @@ class SVFTLinear(SpectralLayer):
 
     def follow_new_basis(self, adapter_name: str) -> None:
         basis = self.bases[adapter_name]
-        positions = pattern_positions(basis.U, basis.V, *self.positions_of[adapter_name])
+        U, V = basis.U[:, : basis.k], basis.V[:, : basis.k]
+        positions = pattern_positions(U, V, *self.positions_of[adapter_name])
         self.svft_pattern[adapter_name] = _Pattern(positions, basis.stored)
 
     def change(self, adapter_name: str) -> Tensor:
