@@ -30,7 +30,7 @@ def test_the_planned_count_is_what_is_trained(name, budget):
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("rotation", ["approx", "strict", "none"])
+@pytest.mark.parametrize("rotation", ["approx", "neumann", "strict", "none"])
 def test_the_rotation_reaches_the_adapter(rotation):
     module = apply_method(Model(), "ssvd", LAYERS, rotation=rotation)
     assert module.peft_config["default"].rotation == rotation
@@ -77,6 +77,12 @@ def test_shapes_are_out_by_in():
 def test_wrong_values_say_what_to_do(function, arguments, message):
     with pytest.raises(UserError, match=message):
         function(Model(), **{"name": "ssvd", "layers": LAYERS, **arguments})
+
+
+def test_the_token_stride_reaches_the_adapter():
+    assert apply_method(Model(), "ssvd", LAYERS, token_stride=4).peft_config["default"].token_stride == 4
+    with pytest.raises(UserError, match="token stride 0 must be at least 1"):
+        apply_method(Model(), "ssvd", LAYERS, token_stride=0)
 
 
 def test_a_name_that_is_the_end_of_another_is_refused():

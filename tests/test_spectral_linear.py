@@ -97,6 +97,44 @@ def test_every_way_gives_the_reference_and_its_gradients(
         assert torch.allclose(got, want, atol=1e-9)
 
 
+@pytest.mark.parametrize("way", [way for way in WAYS if way[0] == "weight"])
+@pytest.mark.parametrize("keep_input", [False, True])
+def test_the_gradient_from_some_tokens_is_unbiased(way, keep_input):
+    torch.manual_seed(0)
+    W, basis = layer(12, 16, 6)
+    theta, s, inverse = rotated(basis, "approx", "input")
+    x, b = torch.randn(5, 7, 16, dtype=torch.float64, requires_grad=True), torch.randn(12, dtype=torch.float64)
+    dy = torch.randn(5, 7, 12, dtype=torch.float64)
+
+    def gradients(stride):
+        y = spectral_linear(
+            x,
+            W,
+            b,
+            basis.U,
+            basis.V,
+            core_change(basis.S, theta, s, "approx"),
+            inverse=inverse,
+            keep_input=keep_input,
+            stride=stride,
+            way=Plan(*way, {}),
+        )
+        return torch.autograd.grad(y, [x, theta], dy)
+
+    dx, exact = gradients(1)
+    for stride in (3, 50):  # of 35 tokens
+        found = {}
+        for seed in range(20 * stride):
+            torch.manual_seed(seed)
+            same_dx, dtheta = gradients(stride)
+            assert torch.equal(same_dx, dx)
+            found[tuple(dtheta.tolist())] = dtheta
+        # One for each token to begin with; with 50, fifteen begin after the last.
+        assert len(found) == min(stride, 36)
+        mean = sum(found.values()) / stride
+        assert torch.allclose(mean, exact) and not torch.allclose(dtheta, exact, rtol=0.01)
+
+
 @pytest.mark.parametrize("band", [0, 8])
 @pytest.mark.parametrize("way", WAYS[:4])
 def test_cores_of_several_blocks(band, way):

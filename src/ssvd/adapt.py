@@ -62,7 +62,8 @@ class AdaptOptions(BaseModel):
     method: str = "ssvd"
     portion: float = 0.4
     rank: int | None = None
-    rotation: Literal["approx", "strict", "none"] = "approx"
+    rotation: Literal["approx", "neumann", "strict", "none"] = "approx"
+    token_stride: int = Field(1, ge=1)
     also_train: list[str] = []
     window: float | None = None
     language: str | None = None
@@ -145,7 +146,14 @@ def adapt(
     base = sample_weights(speech.module, layers)
     torch.manual_seed(options.seed)
     speech.module = apply_method(
-        speech.module, options.method, layers, options.portion, options.rank, options.rotation, options.also_train
+        speech.module,
+        options.method,
+        layers,
+        options.portion,
+        options.rank,
+        options.rotation,
+        options.also_train,
+        options.token_stride,
     )
     speech.spec_augment = SpecAugment() if options.spec_augment else None
     rate = options.learning_rate or method.learning_rate
@@ -428,7 +436,7 @@ class Adaptation(lightning.LightningModule):
             errors = self.network.base_model.orthogonality_errors()
             worst = max(errors, key=errors.__getitem__)
             result["orthogonality_error"] = errors[worst]
-            if options.rotation == "approx" and errors[worst] > ORTHOGONALITY_LIMIT:
+            if options.rotation in ("approx", "neumann") and errors[worst] > ORTHOGONALITY_LIMIT:
                 self.console.print(
                     f"[yellow]The inner transformation is no rotation any more: ||G^T G - I|| is {errors[worst]:.2f} "
                     f"in {worst}. Lower --learning-rate, or use --rotation strict."

@@ -114,7 +114,12 @@ def adapt(
     rank: Annotated[
         int | None, typer.Option(help="Singular directions (ssvd) or rank (lora), instead of --portion.")
     ] = None,
-    rotation: Annotated[str, typer.Option(help="Inner transformation of SSVD: approx, strict or none.")] = "approx",
+    rotation: Annotated[
+        str, typer.Option(help="Inner transformation of SSVD: approx, neumann, strict or none.")
+    ] = "approx",
+    token_stride: Annotated[
+        int, typer.Option(help="Estimate the gradient of SSVD from every so many tokens: faster, noisier.")
+    ] = 1,
     also_train: Annotated[list[str], typer.Option(help="Further modules to train whole, by name: 'layer_norm'.")] = [],
     where: Where = [],
     skip_bad: SkipBad = False,

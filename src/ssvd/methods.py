@@ -25,12 +25,14 @@ class Budget:
         portion: Portion p of the singular triplets of each layer that SSVD adapts; the other methods train as many
             parameters as SSVD does with rotation "approx" at this portion.
         rank: Rank k of SSVD, or rank of another method, for every layer; overrides `portion`.
-        rotation: Form of the inner transformation of SSVD: "approx", "strict" or "none".
+        rotation: Form of the inner transformation of SSVD: "approx", "neumann", "strict" or "none".
+        token_stride: SSVD estimates its gradient from every so many tokens.
     """
 
     portion: float = 0.4
     rank: int | None = None
     rotation: str = "approx"
+    token_stride: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def apply_method(
     rank: int | None = None,
     rotation: str = "approx",
     also_train: Sequence[str] = (),
+    token_stride: int = 1,
 ) -> nn.Module:
     """Make a model ready for training with a method.
 
@@ -68,7 +71,7 @@ def apply_method(
         module: The pretrained model; it is changed in place.
         name: Key of `METHODS`.
         layers: Full names of the linear layers to adapt.
-        portion, rank, rotation: See `Budget`.
+        portion, rank, rotation, token_stride: See `Budget`.
         also_train: Names, or ends of names, of modules to train whole beside the adapter, which saves them too.
 
     Returns:
@@ -77,7 +80,7 @@ def apply_method(
     Raises:
         UserError: A value is wrong, or a layer does not exist or cannot be adapted.
     """
-    method, budget = find_method(name), Budget(portion, rank, rotation)
+    method, budget = find_method(name), Budget(portion, rank, rotation, token_stride)
     shapes = linear_shapes(module, layers)
     _check(shapes, budget)
     if method.config is None:
@@ -154,6 +157,8 @@ def _check(shapes: Shapes, budget: Budget) -> None:
         raise UserError(f"The portion {budget.portion} must lie above 0 and be at most 1.")
     if budget.rotation not in ROTATIONS:
         raise UserError(f"There is no rotation {budget.rotation!r}; choose one of {', '.join(ROTATIONS)}.")
+    if budget.token_stride < 1:
+        raise UserError(f"The token stride {budget.token_stride} must be at least 1.")
     smallest = min(shapes, key=lambda name: min(shapes[name]))
     if budget.rank is not None and not 1 <= budget.rank <= min(shapes[smallest]):
         raise UserError(
@@ -166,6 +171,7 @@ def _ssvd_config(shapes: Shapes, budget: Budget) -> PeftConfig:
         portion=budget.portion,
         rank=budget.rank,
         rotation=budget.rotation,  # type: ignore[arg-type]
+        token_stride=budget.token_stride,
         target_modules=list(shapes),
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .basis import Basis
 
 # Goes into the names: a change of what `Basis.of` computes needs another number.
-_VERSION = 1
+_VERSION = 2
 # Smaller weights are decomposed as fast as they are hashed and read.
 _SMALLEST = 256
 _PARTS = ("U", "S", "V", "probe")
@@ -48,7 +48,7 @@ def cache_folder() -> Path | None:
 
 
 def _hash(tensor: Tensor, *settings: object) -> str:
-    content = hashlib.blake2b(repr((_VERSION, *settings, tensor.dtype, tuple(tensor.shape))).encode(), digest_size=20)
+    content = hashlib.sha256(repr((_VERSION, *settings, tensor.dtype, tuple(tensor.shape))).encode())
     content.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return content.hexdigest()
 

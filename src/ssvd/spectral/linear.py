@@ -23,6 +23,7 @@ def spectral_linear(
     inverse: Tensor | None = None,
     band: int | None = None,
     keep_input: bool = False,
+    stride: int = 1,
     way: Plan | None = None,
 ) -> Tensor:
     """Apply a linear layer whose weight W is changed in the basis (U, V), arXiv 2509.02830.
@@ -41,18 +42,26 @@ def spectral_linear(
             gradient of the core.
         band: Where given, only entries of `change` as near to the diagonal are not zero, or need a gradient.
         keep_input: Whether to keep x for the backward pass instead of k numbers a token, as others keep it too.
+        stride: Where above 1, the gradient of the core is estimated from every so many tokens, beginning with a random
+            one, which is unbiased; the generator is torch's for the CPU. Not under `torch.compile`, where W has a
+            gradient, or where the tokens are few.
         way: What `plan_step` found.
 
     Returns:
         (..., m), differentiable once in x, W, bias and change.
     """
     if way is None:
-        way = plan_step(x, W, U, weight is not None, inverse is not None)
-    result: Tensor = _SpectralLinear.apply(x, W, bias, U, V, change, weight, inverse, band, keep_input, way)
+        way = plan_step(x, W, U, weight is not None, inverse is not None, stride)
+    rows = slice(None)
+    if stride > 1 and way.change == "weight" and not W.requires_grad and not torch.compiler.is_compiling():
+        rows = slice(int(torch.randint(stride, ())), None, stride)
+    result: Tensor = _SpectralLinear.apply(x, W, bias, U, V, change, weight, inverse, band, keep_input, rows, way)
     return result
 
 
-def plan_step(x: Tensor, W: Tensor, U: Tensor, has_weight: bool = False, has_inverse: bool = False) -> Plan:
+def plan_step(
+    x: Tensor, W: Tensor, U: Tensor, has_weight: bool = False, has_inverse: bool = False, stride: int = 1
+) -> Plan:
     """The way that `spectral_linear` takes for these arguments; see `plan`."""
     (m, k), n = U.shape, W.shape[1]
     make = plan.__wrapped__ if torch.compiler.is_compiling() else plan  # the compiler warns of caches
@@ -65,6 +74,7 @@ def plan_step(x: Tensor, W: Tensor, U: Tensor, has_weight: bool = False, has_inv
         has_inverse=has_inverse,
         wants_input=x.requires_grad,
         wants_weight=W.requires_grad and torch.is_grad_enabled(),
+        stride=stride,
         device=W.device.type,
         itemsize=compute_dtype(W).itemsize,
     )
@@ -91,7 +101,7 @@ def compute_dtype(W: Tensor) -> torch.dtype:
 
 class _SpectralLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, W, bias, U, V, change, weight, inverse, band, keep_input, way):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, W, bias, U, V, change, weight, inverse, band, keep_input, rows, way):  # type: ignore[no-untyped-def]
         dtype = compute_dtype(W)
         bases = U, V
         if dtype != W.dtype:  # autocast: below, its own conversions find nothing left to do
@@ -104,17 +114,18 @@ class _SpectralLinear(torch.autograd.Function):
         else:
             weight = effective_weight(W, U, V, change, dtype, band) if weight is None else weight
             y = linear(x, weight, bias)
+
         kept = None
-        if way.core == "weight gradient":
-            kept = x if wants_W or wants_core else None
-        elif wants_core and way.core == "output":
-            kept = y @ U if bias is None else y @ U - bias @ U
-        elif wants_core and xV is None and keep_input:
+        if wants_W or (wants_core and keep_input and way.core != "output" and xV is None):
             kept = x
+        elif wants_core and way.core == "weight gradient":
+            kept = x if rows == slice(None) else _tokens(x)[rows].clone()
+        elif wants_core and way.core == "output":
+            kept = _tokens(y)[rows] @ U if bias is None else _tokens(y)[rows] @ U - bias @ U
         elif wants_core:
-            kept = x @ V if xV is None else xV
+            kept = _tokens(x)[rows] @ V if xV is None else xV
         ctx.save_for_backward(kept, weight, *bases, None if xV is None else change, inverse)
-        ctx.core, ctx.band, ctx.kept_input = way.core, band, kept is x
+        ctx.core, ctx.band, ctx.rows, ctx.kept_input = way.core, band, rows, kept is x
         return y
 
     @staticmethod
@@ -128,24 +139,33 @@ class _SpectralLinear(torch.autograd.Function):
         if dx is not None and dyU is not None:
             dx += dyU @ change.to(dy.dtype) @ V.mT
 
-        dy, dW, dC = dy.reshape(-1, len(U)), None, None
-        kept = None if kept is None else kept.reshape(-1, kept.shape[-1])
-        if ctx.core == "weight gradient":
-            dW = None if kept is None else dy.mT @ kept
-            dC = _near_diagonal((dW.mT @ U).mT, V, ctx.band) if wants_core else None
-        elif wants_core:
-            kept = kept @ V if ctx.kept_input else kept
-            if ctx.core == "output":
-                dC = (inverse @ ((kept.mT @ dy) @ U).to(inverse.dtype)).mT
-            elif ctx.core == "input gradient":
-                dC = (((kept.mT @ dx.reshape(-1, len(V))) @ V).to(inverse.dtype) @ inverse).mT
-            elif dyU is None and len(dy) > len(U):
-                dC = _near_diagonal(kept.mT @ dy, U, ctx.band).mT
+        dy, rows = _tokens(dy), ctx.rows
+        dW = dC = None
+        if kept is not None:
+            kept = _tokens(kept)[rows] if ctx.kept_input else _tokens(kept)
+            some = dy[rows]
+            if ctx.core == "weight gradient":
+                dW = some.mT @ kept
+                dC = _near_diagonal((dW.mT @ U).mT, V, ctx.band) if wants_core else None
             else:
-                dyU = dy @ U if dyU is None else dyU.reshape(len(dy), U.shape[1])
-                dC = _near_diagonal(dyU.mT, kept, ctx.band)
+                kept = kept @ V if ctx.kept_input else kept
+                if ctx.core == "output":
+                    dC = (inverse @ ((kept.mT @ some) @ U).to(inverse.dtype)).mT
+                elif ctx.core == "input gradient":
+                    dC = (((kept.mT @ _tokens(dx)[rows]) @ V).to(inverse.dtype) @ inverse).mT
+                elif dyU is None and len(some) > len(U):
+                    dC = _near_diagonal(kept.mT @ some, U, ctx.band).mT
+                else:
+                    dC = _near_diagonal((some @ U if dyU is None else _tokens(dyU)).mT, kept, ctx.band)
+            if rows.step and dC is not None:
+                dC = dC * rows.step
         # Autograd converts each gradient to the dtype of its input.
-        return dx, dW if wants_W else None, dy.sum(0) if wants_bias else None, None, None, dC, *[None] * 5
+        return dx, dW if wants_W else None, dy.sum(0) if wants_bias else None, None, None, dC, *[None] * 6
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(tokens, features)."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _near_diagonal(A: Tensor, B: Tensor, band: int | None) -> Tensor:

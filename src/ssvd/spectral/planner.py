@@ -51,6 +51,7 @@ def plan(
     has_inverse: bool = False,
     wants_input: bool = True,
     wants_weight: bool = False,
+    stride: int = 1,
     device: str = "cpu",
     itemsize: int = 4,
 ) -> Plan:
@@ -62,10 +63,11 @@ def plan(
         has_inverse: Whether C^-1 can be had, and the basis is that of the weight.
         wants_input: Whether dx is wanted.
         wants_weight: Whether the gradient of the whole weight is wanted, which then gives that of the core.
+        stride: dC is estimated from every so many tokens.
         device: Type of the device.
         itemsize: Bytes of a number in the products.
     """
-    found = ways(tokens, m, n, k, has_weight, has_inverse, wants_input)
+    found = ways(tokens, m, n, k, has_weight, has_inverse, wants_input, stride)
     rate = _MULTIPLICATIONS_A_BYTE.get(device, _MULTIPLICATIONS_A_BYTE["cuda"]) * itemsize
     costs = {
         way: sum(max(a * b * c, rate * (a * b + b * c + a * c)) for a, b, c in products)
@@ -77,22 +79,29 @@ def plan(
 
 
 def ways(
-    tokens: int, m: int, n: int, k: int, has_weight: bool = False, has_inverse: bool = False, wants_input: bool = True
+    tokens: int,
+    m: int,
+    n: int,
+    k: int,
+    has_weight: bool = False,
+    has_inverse: bool = False,
+    wants_input: bool = True,
+    stride: int = 1,
 ) -> dict[tuple[Change, Core], list[Product]]:
     """The matrix products of every way, but for y and dx: rows, inner dimension and columns; arguments as of `plan`."""
-    xV, dyU, turn = (tokens, n, k), (tokens, m, k), (tokens, k, k)
+    turn = (tokens, k, k)
+    passing = [(tokens, n, k), turn, (tokens, k, m), (tokens, m, k), turn, (tokens, k, n)]
     forming = [] if has_weight else [(min(m, n), k, k), (m, k, n)]
-    passing = [xV, turn, (tokens, k, m), dyU, turn, (tokens, k, n)]
-    from_weight = [(m, tokens, n), (k, m, n), (k, n, k)]
-    inverting = [(k, k, k)] * (_INVERSION + 1)
+    some = -(-tokens // stride)
+    xV, dyU, inverting = (some, n, k), (some, m, k), [(k, k, k)] * (_INVERSION + 1)
     found: dict[tuple[Change, Core], list[Product]] = {
-        ("weight", "activations"): [*forming, xV, (k, tokens, m), (k, min(m, tokens), k)],
-        ("weight", "weight gradient"): [*forming, *from_weight],
+        ("weight", "activations"): [*forming, xV, (k, some, m), (k, min(m, some), k)],
+        ("weight", "weight gradient"): [*forming, (m, some, n), (k, m, n), (k, n, k)],
         ("activations", "activations"): [*passing, (k, tokens, k)],
-        ("activations", "weight gradient"): [*passing, *from_weight],
+        ("activations", "weight gradient"): [*passing, (m, tokens, n), (k, m, n), (k, n, k)],
     }
     if has_inverse:
-        found["weight", "output"] = [*forming, dyU, (k, tokens, m), (k, m, k), *inverting]
+        found["weight", "output"] = [*forming, dyU, (k, some, m), (k, m, k), *inverting]
     if has_inverse and wants_input:
-        found["weight", "input gradient"] = [*forming, xV, (k, tokens, n), (k, n, k), *inverting]
+        found["weight", "input gradient"] = [*forming, xV, (k, some, n), (k, n, k), *inverting]
     return found

@@ -31,6 +31,8 @@ class SpectralConfig(PeftConfig):
         basis: "recompute" finds the singular vectors again in the base weights when the adapter is loaded, and
             verifies them; "stored" saves them with the adapter, (in + out) numbers a triplet, for loading it onto a
             rounded or quantised copy of the base model.
+        token_stride: Above 1, the gradient of the core is estimated from every so many tokens of a batch, beginning with
+            a random one: unbiased, cheaper and noisier. See docs/performance.md for what that gains and costs.
         init_weights: True starts at the pretrained model; False at random values, for tests.
 
     Raises:
@@ -66,6 +68,10 @@ class SpectralConfig(PeftConfig):
             "them with the adapter, for loading onto a rounded or quantised copy."
         },
     )
+    token_stride: int = field(
+        default=1,
+        metadata={"help": "Above 1, the gradient of the core is estimated from every so many tokens of a batch."},
+    )
     init_weights: bool = field(
         default=True, metadata={"help": "True starts at the pretrained model, False at random values, for tests."}
     )
@@ -78,6 +84,8 @@ class SpectralConfig(PeftConfig):
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
         self.check_choice("basis", ("recompute", "stored"))
+        if not isinstance(self.token_stride, int) or self.token_stride < 1:
+            raise ValueError(f"`token_stride` must be a positive integer, not {self.token_stride!r}.")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
         if isinstance(self.target_modules, str) and self.layers_pattern is not None:

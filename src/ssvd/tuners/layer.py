@@ -57,6 +57,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         # Under a name of the method's own, by which PEFT knows what to save.
         setattr(self, f"{self.method}_basis", nn.ModuleDict())
         self.svd: dict[str, str] = {}
+        self.token_stride: dict[str, int] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self.out_features, self.in_features = self._stored(base_layer.weight).shape
@@ -99,6 +100,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             ValueError: The configuration does not fit the layer, whose name is `layer`.
         """
         self.create_core(adapter_name, config, layer)
+        self.token_stride[adapter_name] = config.token_stride
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def set_basis(self, adapter_name: str, config: SpectralConfig, k: int, svd: str, trained: int) -> None:
@@ -205,7 +207,8 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         if change.requires_grad:
             change.register_hook(note_backward_pass)
         inverse = self.inverse(adapters[0]) if len(adapters) == 1 and self._has_own_basis(adapters[0]) else None
-        way = plan_step(x, W, U, weight is not None, inverse is not None)
+        stride = self.token_stride[adapters[0]] if len(adapters) == 1 else 1
+        way = plan_step(x, W, U, weight is not None, inverse is not None, stride)
         if way.change == "weight" and weight is None:
             with torch.no_grad():
                 weight = effective_weight(W, U, V, change, dtype, band)
@@ -220,7 +223,8 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             weight=weight,
             inverse=self._pad(inverse(), adapters[0]) if inverse and way.core in ("input gradient", "output") else None,
             band=band,
-            keep_input=self._shares_input(x, U.shape[1]),
+            keep_input=self._shares_input(x, U.shape[1] // stride),
+            stride=stride,
             way=way,
         )
 

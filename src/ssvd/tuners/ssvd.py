@@ -121,7 +121,7 @@ class SSVDLinear(SpectralLayer):
 
     method = "ssvd"
     adapter_layer_names = ("ssvd_theta", "ssvd_s")
-    other_param_names = ("ssvd_basis", "rotation", "side", "svd", "_fits", "_solved")
+    other_param_names = ("ssvd_basis", "rotation", "side", "svd", "token_stride", "_fits", "_solved")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)

@@ -70,7 +70,7 @@ class SVFTLinear(SpectralLayer):
 
     method = "svft"
     adapter_layer_names = ("svft_M",)
-    other_param_names = ("svft_basis", "svft_pattern", "positions_of", "svd", "_fits")
+    other_param_names = ("svft_basis", "svft_pattern", "positions_of", "svd", "token_stride", "_fits")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
