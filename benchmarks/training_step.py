@@ -204,7 +204,7 @@ def build_variants(portion: float, compiled: bool = False) -> dict[str, Variant]
         "ssvd strict": method("ssvd", rotation="strict"),
     }
     if compiled:
-        variants |= {f"{name}, compiled": compiled_(variants[name]) for name in ("frozen", "lora", "ssvd approx")}
+        variants |= {f"{name} compiled": compiled_(variants[name]) for name in ("frozen", "lora", "ssvd approx")}
     return variants
 
 

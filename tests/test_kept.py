@@ -222,7 +222,7 @@ def test_every_change_is_noticed(event, decoding, formed):
     event(model)
     after = passes(model)
     fresh = copy.deepcopy(model)
-    assert all(kept._value is None for layer in spectral_layers(fresh) for kept in layer._weights.values())
+    assert all(kept.value is None for layer in spectral_layers(fresh) for kept in layer._weights.values())
     assert torch.equal(after, passes(fresh))
     if event not in (merge, merge_and_unmerge) and "lambda" not in event.__name__:
         assert not torch.allclose(after, before, atol=1e-3)
@@ -253,7 +253,7 @@ def test_copies_and_pickles_start_empty():
         before = model(X)
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             for layer in spectral_layers(other):
-                assert all(kept._value is None for kept in (*layer._weights.values(), *layer._solved.values()))
+                assert all(kept.value is None for kept in (*layer._weights.values(), *layer._solved.values()))
             assert torch.equal(other(X), before)
 
 

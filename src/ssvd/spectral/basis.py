@@ -162,7 +162,12 @@ class Basis(nn.Module):
 
         Tried with one vector: costs two products of it with the weight.
         """
-        if self.S.is_meta or min(weight.dtype.itemsize, self.U.dtype.itemsize) < 4 or self.S[-1] < 1e-2 * self.S[0]:
+        if (
+            self.S.is_meta
+            or weight.is_meta
+            or min(weight.dtype.itemsize, self.U.dtype.itemsize) < 4
+            or self.S[-1] < 1e-2 * self.S[0]
+        ):
             return False
         weight, z = weight.detach(), _direction(self.S).to(self.U.dtype)
         U, V, Sz = self.U[:, : self.k], self.V[:, : self.k], self.S.to(z.dtype) * z

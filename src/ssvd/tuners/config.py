@@ -31,8 +31,8 @@ class SpectralConfig(PeftConfig):
         basis: "recompute" finds the singular vectors again in the base weights when the adapter is loaded, and
             verifies them; "stored" saves them with the adapter, (in + out) numbers a triplet, for loading it onto a
             rounded or quantised copy of the base model.
-        token_stride: Above 1, the gradient of the core is estimated from every so many tokens of a batch, beginning with
-            a random one: unbiased, cheaper and noisier. See docs/performance.md for what that gains and costs.
+        token_stride: Above 1, the gradient of the core is estimated from every so many tokens of a batch, beginning
+            with a random one: unbiased, cheaper and noisier. What that gains and costs: docs/performance.md.
         init_weights: True starts at the pretrained model; False at random values, for tests.
 
     Raises:

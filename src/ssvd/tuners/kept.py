@@ -22,10 +22,13 @@ class Kept(Generic[T]):
     or its gradients are still there (they are accumulated).
 
     Copies, and what is pickled, start empty.
+
+    Attributes:
+        value: What was kept last, current or not.
     """
 
     def __init__(self) -> None:
-        self._value: T | None = None
+        self.value: T | None = None
         self._parts: Sequence[Tensor] = ()
         self._state: list[object] | None = None
         self._passes = 0
@@ -35,12 +38,12 @@ class Kept(Generic[T]):
         """The value that was kept for the same tensors and settings, or None."""
         if self._state is None or self._state != _state(parts, settings):
             return None
-        if not in_backward():
-            trained = [part for part in parts if part.requires_grad]
-            if self._passes != _backward_passes and any(part.grad is None for part in trained):
-                return None
-            self.is_asked_again = True
-        return self._value
+        if in_backward():
+            return self.value
+        if self._passes != _backward_passes and any(part.requires_grad and part.grad is None for part in parts):
+            return None
+        self.is_asked_again = True
+        return self.value
 
     def keep(self, value: T, parts: Sequence[Tensor], settings: object = None, only_if_asked_again: bool = False) -> T:
         """Keep a value, and return it.
@@ -50,13 +53,13 @@ class Kept(Generic[T]):
                 for again.
         """
         if not any(part.is_inference() for part in parts):  # those have no version counter
-            self._value = None if only_if_asked_again and not self.is_asked_again else value
+            self.value = None if only_if_asked_again and not self.is_asked_again else value
             # With the parts, so that no other tensor gets the id of one of them.
             self._parts, self._state, self._passes = parts, _state(parts, settings), _backward_passes
         return value
 
     def clear(self) -> None:
-        self._value, self._parts, self._state = None, (), None
+        self.value, self._parts, self._state = None, (), None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, ()
@@ -77,8 +80,12 @@ register_optimizer_step_post_hook(_note_optimiser_step)
 
 
 def _state(parts: Sequence[Tensor], settings: object) -> list[object]:
-    steps = _optimiser_steps if any(part.requires_grad for part in parts) else None
-    return [steps, settings, *((id(part), part._version, part.data_ptr()) for part in parts)]
+    state: list[object] = [settings, None]
+    for part in parts:
+        state += id(part), part._version, part.data_ptr()
+        if part.requires_grad:
+            state[1] = _optimiser_steps
+    return state
 
 
 def in_backward() -> bool:

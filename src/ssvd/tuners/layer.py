@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, MutableMapping
+from copy import copy
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -63,6 +64,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         self.out_features, self.in_features = self._stored(base_layer.weight).shape
         self.register_buffer("_unmerged_weight", None, persistent=False)
         self._weights: dict[tuple[str, ...], Kept[Tensor]] = {}  # by the adapters that are active
+        self._ready: tuple[Kept[Tensor], Any, list[tuple[dict[str, Any], str]]] | None = None
         self._fits: dict[str, Kept[bool]] = {}
         self._has_shared_input = self._keeps_input = False
 
@@ -101,6 +103,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         """
         self.create_core(adapter_name, config, layer)
         self.token_stride[adapter_name] = config.token_stride
+        self._has_own_basis(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def set_basis(self, adapter_name: str, config: SpectralConfig, k: int, svd: str, trained: int) -> None:
@@ -161,10 +164,12 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: There are fewer or more names than rows, or adapters are merged.
         """
-        if self.disable_adapters and self.merged:
-            self.unmerge()
         if adapter_names is not None:
             return self._mixed(x, adapter_names)
+        if self._ready is not None and (weight := self._ready_weight()) is not None:
+            return linear(x, weight, self._ready[2][0][0]["bias"])
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         if adapters := self._active():
             return self._apply_adapters(x, adapters)
         result: Tensor = self.base_layer(x)
@@ -190,29 +195,31 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         W, parts, dtype = self._stored(base.weight), self._parts(adapters), compute_dtype(base.weight)
         band = self.band(adapters[0]) if len(adapters) == 1 else None
-        if torch.compiler.is_compiling():
-            return spectral_linear(x, W, base.bias, *self._adapted(adapters), band=band)
-        if alone and tuple(adapters) not in self._weights:
+        compiling = torch.compiler.is_compiling()
+        if alone and tuple(adapters) not in self._weights and not compiling:
             self._weights = {}  # of adapters that were active before
-        kept = self._weights.setdefault(tuple(adapters), Kept())
-        weight = kept.get(parts, dtype)
-        if not (self.training or torch.is_grad_enabled()):
+        kept = Kept() if compiling else self._weights.setdefault(tuple(adapters), Kept())
+        weight = None if compiling else kept.get(parts, dtype)
+        if not (self.training or torch.is_grad_enabled() or compiling):
             if weight is None:
                 with torch.inference_mode(False), torch.no_grad():  # so that training can use it
                     weight = effective_weight(W, *self._adapted(adapters), dtype, band)
                 kept.keep(weight, parts, dtype)
+            if alone and "weight" in base._parameters:  # else it is computed itself, from a parametrisation
+                self._ready = kept, copy(self._active_adapter), [(base._parameters, "weight"), *self._sources(adapters)]
             return linear(x, weight, base.bias)
 
         U, V, change = self._adapted(adapters)
-        if change.requires_grad:
-            change.register_hook(note_backward_pass)
         inverse = self.inverse(adapters[0]) if len(adapters) == 1 and self._has_own_basis(adapters[0]) else None
         stride = self.token_stride[adapters[0]] if len(adapters) == 1 else 1
         way = plan_step(x, W, U, weight is not None, inverse is not None, stride)
-        if way.change == "weight" and weight is None:
-            with torch.no_grad():
-                weight = effective_weight(W, U, V, change, dtype, band)
-            kept.keep(weight, parts, dtype, only_if_asked_again=True)
+        if not compiling:
+            if change.requires_grad:
+                change.register_hook(note_backward_pass)
+            if way.change == "weight" and weight is None:
+                with torch.no_grad():
+                    weight = effective_weight(W, U, V, change, dtype, band)
+                kept.keep(weight, parts, dtype, only_if_asked_again=True)
         return spectral_linear(
             x,
             W,
@@ -223,18 +230,34 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             weight=weight,
             inverse=self._pad(inverse(), adapters[0]) if inverse and way.core in ("input gradient", "output") else None,
             band=band,
-            keep_input=self._shares_input(x, U.shape[1] // stride),
+            keep_input=not compiling and self._shares_input(x, U.shape[1] // stride),
             stride=stride,
             way=way,
         )
 
+    def _ready_weight(self) -> Tensor | None:
+        """The adapted weight, where it can be used as it is; asked for each token in each layer, so in microseconds."""
+        if torch.compiler.is_compiling() or self._ready is None or self.training or torch.is_grad_enabled():
+            return None
+        kept, active, sources = self._ready
+        if self._disable_adapters or self.merged_adapters or self._active_adapter != active:
+            return None
+        parts: list[Any] = [parameters.get(name) for parameters, name in sources]
+        return None if any(part is None for part in parts) else kept.get(parts, compute_dtype(parts[0]))
+
+    def _sources(self, adapters: list[str]) -> list[tuple[dict[str, Any], str]]:
+        """Where the parameters of adapters stand: mappings and keys."""
+        containers = [getattr(self, name)._parameters for name in self.adapter_layer_names]
+        return [(container, name) for name in adapters for container in containers if name in container]
+
     def _parts(self, adapters: list[str]) -> list[Tensor]:
         """What the adapted weight is made of."""
-        weight = self.get_base_layer().weight
-        return [weight, *(p for name in adapters for p in self._parameters_of(name).values())]
+        return [self.get_base_layer().weight, *(container[name] for container, name in self._sources(adapters))]
 
     def _has_own_basis(self, adapter_name: str) -> bool:
         """Whether the basis of an adapter is that of the weight as it is now, up to rounding."""
+        if torch.compiler.is_compiling():  # which cannot look at numbers
+            return adapter_name in self._fits and self._fits[adapter_name].value is True
         weight, basis = self.get_base_layer().weight, self.bases[adapter_name]
         kept, parts = self._fits.setdefault(adapter_name, Kept()), [weight, basis.U]
         fits = kept.get(parts)
@@ -251,10 +274,6 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
                 for layer in readers:
                     layer._has_shared_input = True
         return self._keeps_input
-
-    def _parameters_of(self, adapter_name: str) -> dict[str, nn.Parameter]:
-        containers: dict[str, Any] = {name: getattr(self, name) for name in self.adapter_layer_names}
-        return {name: parts[adapter_name] for name, parts in containers.items() if adapter_name in parts}
 
     @property
     def weight(self) -> Tensor:
@@ -312,15 +331,21 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
 
     def _forget(self) -> None:
         """Compute anew whatever was kept."""
-        self._weights, self._fits = {}, {}
+        self._weights, self._fits, self._ready = {}, {}, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ready": None}
 
     def train(self, mode: bool = True) -> "SpectralLayer":
-        self._forget()
+        self._weights, self._ready = {}, None
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "SpectralLayer":
         self._forget()  # `to` replaces memory without a trace in the version counters
-        return super()._apply(*args, **kwargs)
+        applied = super()._apply(*args, **kwargs)
+        for name in self.bases:
+            self._has_own_basis(name)
+        return applied
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's own, leaves dtypes alone: singular values and fingerprints stay in float32.
@@ -352,7 +377,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         part = f"{prefix}{self.method}_basis.{adapter_name}."
         fingerprint = state_dict.get(f"{part}fingerprint")
         if fingerprint is None:
-            if any(f"{prefix}{name}.{adapter_name}" in state_dict for name in self._parameters_of(adapter_name)):
+            if any(f"{prefix}{name}.{adapter_name}" in state_dict for name in self.adapter_layer_names):
                 warnings.warn(
                     f"Parameters of {self.method.upper()} without the fingerprints of the bases they were trained in "
                     "cannot be checked; save adapters with `save_pretrained` or `get_peft_model_state_dict`.",
