@@ -47,6 +47,7 @@ def steps_of(m: int, n: int, k: int) -> dict[str, nn.Module]:
     return {
         "frozen": layer().requires_grad_(False),
         "SSVD": get_peft_model(layer(), SSVDConfig(rank=k, target_modules=["0"])),
+        "SSVD, stride 4": get_peft_model(layer(), SSVDConfig(rank=k, target_modules=["0"], token_stride=4)),
         "LoRA": get_peft_model(layer(), LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"])),
         "PSOFT": get_peft_model(
             layer(), PsoftConfig(r=k, psoft_alpha=k, psoft_mag_a=False, target_modules=["0"], **series)
@@ -100,7 +101,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         for axis, kind in zip(line, KINDS, strict=True):
             own = [row for row in rows if row["sweep"] == sweep and row["kind"] == kind]
             at = [row[sweep] for row in own]
-            for name, style in {"SSVD": "o-", "LoRA": "s-", "PSOFT": "^-"}.items():
+            for name, style in {"SSVD": "o-", "SSVD, stride 4": "o:", "LoRA": "s-", "PSOFT": "^-"}.items():
                 axis.plot(at, [row["x_frozen"][name] for row in own], style, label=name)
             for name, style in {"direct": "k:", "planned": "k--"}.items():
                 axis.plot(at, [row["floor"][name] for row in own], style, label=f"floor, {name}")

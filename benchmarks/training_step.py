@@ -157,8 +157,9 @@ def build_variants(portion: float, compiled: bool = False) -> dict[str, Variant]
     def frozen(model: nn.Module, layers: list[str]) -> nn.Module:
         return model.requires_grad_(False)
 
-    def method(name: str, rotation: str = "approx") -> Variant:
-        return lambda model, layers: apply_method(model, name, layers, portion=portion, rotation=rotation)
+    def method(name: str, rotation: str = "approx", token_stride: int = 1) -> Variant:
+        options: dict[str, Any] = {"portion": portion, "rotation": rotation, "token_stride": token_stride}
+        return lambda model, layers: apply_method(model, name, layers, **options)
 
     def peft(config: Callable[..., PeftConfig], **fields: Any) -> Variant:
         """With the values of fields computed from the shapes of the layers."""
@@ -202,6 +203,7 @@ def build_variants(portion: float, compiled: bool = False) -> dict[str, Variant]
         "ssvd approx": method("ssvd"),
         "ssvd neumann": method("ssvd", rotation="neumann"),
         "ssvd strict": method("ssvd", rotation="strict"),
+        "ssvd stride 4": method("ssvd", token_stride=4),
     }
     if compiled:
         variants |= {f"{name} compiled": compiled_(variants[name]) for name in ("frozen", "lora", "ssvd approx")}
