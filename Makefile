@@ -36,16 +36,20 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Half an hour on one core; figures go to benchmarks/results, tables and curves to docs.
-R := benchmarks/results
-STEP := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py
+# About an hour on one core; figures go to benchmarks/results, tables and curves to docs.
+RESULTS := benchmarks/results
+RUN := OMP_NUM_THREADS=1 $(BIN)/python
+STEP := $(RUN) benchmarks/training_step.py --steps 3
+
 bench: setup
-	$(STEP) --size tiny --batch 8 --window 10 --labels 32 --portions 0.1,0.25,0.4,1.0 --json $(R)/step_tiny_10s.json
-	$(STEP) --size tiny --batch 2 --window 30 --labels 64 --portions 0.25,0.4 --json $(R)/step_tiny_30s.json
-	$(STEP) --size base --batch 4 --window 10 --labels 32 --portions 0.25,0.4 --json $(R)/step_base_10s.json
-	$(STEP) --size small --batch 2 --window 10 --labels 24 --portions 0.4 --steps 3 --json $(R)/step_small_10s.json
-	$(STEP) --size tiny --batch 4 --window 10 --compiled --methods "lora,ssvd approx,frozen compiled,lora compiled,ssvd approx compiled" --json $(R)/step_compiled.json
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/layer_growth.py --json $(R)/layer_growth.json --plot docs/layer-growth.png
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/decoding.py --json $(R)/decoding.json
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/model_setup.py --json $(R)/model_setup.json
+	$(STEP) --size tiny --batch 8 --portions 0.1,0.25,0.4,1.0 --json $(RESULTS)/step_tiny_10s.json
+	$(STEP) --size tiny --batch 2 --window 30 --labels 64 --portions 0.25,0.4 --json $(RESULTS)/step_tiny_30s.json
+	$(STEP) --size base --batch 4 --portions 0.25,0.4 --json $(RESULTS)/step_base_10s.json
+	$(STEP) --size small --batch 2 --labels 24 --json $(RESULTS)/step_small_10s.json
+	$(STEP) --size tiny --batch 4 --methods "frozen compiled,lora,lora compiled,ssvd approx,ssvd approx compiled" \
+	  --compiled --json $(RESULTS)/step_compiled.json
+	$(RUN) benchmarks/layer_growth.py --json $(RESULTS)/layer_growth.json --plot docs/layer-growth.png
+	$(RUN) benchmarks/token_stride.py --json $(RESULTS)/token_stride.json
+	$(RUN) benchmarks/decoding.py --json $(RESULTS)/decoding.json
+	$(RUN) benchmarks/model_setup.py --json $(RESULTS)/model_setup.json
 	$(BIN)/python benchmarks/performance_page.py

@@ -117,7 +117,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Timed rounds, after two that are not.")] = 7,
+    rounds: Annotated[int, typer.Option(help="Timed rounds, after two that are not.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the figures to.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG to draw the curves to.")] = None,

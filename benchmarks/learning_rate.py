@@ -32,12 +32,21 @@ from ssvd.tuners import SSVDModel, portion_rank
 
 
 def held_out_loss(
-    model: str, train: list, dev: list, portion: float, rate: float, scale_rate: float, updates: int
+    model: str,
+    train: list,
+    dev: list,
+    portion: float,
+    rate: float,
+    scale_rate: float,
+    updates: int,
+    token_stride: int = 1,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Held-out loss, and the largest `||G^T G - I||`, after training at these peak rates of K and of dS / S."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     speech = load_model(model)
-    speech.module = apply_method(speech.module, "ssvd", speech.adaptable_layers(), portion)
+    layers = speech.adaptable_layers()
+    speech.module = apply_method(speech.module, "ssvd", layers, portion, token_stride=token_stride)
     layer = next(m for m in speech.module.modules() if hasattr(m, "ssvd_basis"))
     k = layer.ssvd_basis["default"].k
     trained = [p for p in speech.module.parameters() if p.requires_grad]
@@ -52,7 +61,7 @@ def held_out_loss(
         optimizer, lambda update: min((update + 1) / warmup, (updates - update) / (updates - warmup))
     )
     speech.module.train()
-    for rows in RoundBatches(len(train), 16, updates, seed=0, number=0):
+    for rows in RoundBatches(len(train), 16, updates, seed=seed, number=0):
         speech.loss(speech.collate([train[row] for row in rows])).backward()
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()
