@@ -47,6 +47,16 @@ def test_run_folder_holds_what_is_needed_to_use_continue_and_repeat_the_run(fini
     assert not list(run.rglob("*.partial")) and not list(run.rglob("*.old"))
 
 
+def test_how_far_ssvd_left_the_rotations_is_told_after_each_epoch(finished):
+    chosen, run, result = finished
+    if chosen.method != "ssvd":
+        assert "orthogonality_error" not in (run / "metrics.csv").read_text()
+        return
+    errors = [row["orthogonality_error"] for row in result["series"]]
+    assert errors[0] == 0 < errors[1] < errors[2] == result["orthogonality_error"]
+    assert "orthogonality_error" in (run / "metrics.csv").read_text()
+
+
 def test_trains_as_many_parameters_as_planned(finished, embedded):
     chosen, _, result = finished
     speech = load_model(embedded)

@@ -125,6 +125,21 @@ def test_training_is_as_without_anything_kept(make, config, accumulate, formed):
     assert count == (2 * 3 if accumulate == 1 else 2 * (2 + 1 + 1))
 
 
+@pytest.mark.parametrize("config", [SSVDConfig, SVFTConfig])
+def test_a_second_run_is_the_same_bit_for_bit(config):
+    torch.use_deterministic_algorithms(True)
+    try:
+        options = {"target_modules": TARGETS, **({"rotation": "strict", "rank": 9} if config is SSVDConfig else {})}
+        runs = []
+        for _ in range(2):
+            torch.manual_seed(5)  # of the token stride
+            config_ = config(**options, token_stride=3)
+            runs.append(trained_by(lambda p: torch.optim.AdamW(p, lr=0.05), 2, forget=False, config=config_))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(*pair) for pair in zip(*runs, strict=True))
+
+
 def test_without_accumulation_no_weight_outlives_its_step(formed):
     model = adapted()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
@@ -170,6 +185,15 @@ def set_two_adapters(model):
     model.base_model.set_adapter(["default", "other"])
 
 
+def replace_a_parameter(model):
+    parameters = spectral_layers(model)[0].ssvd_s
+    parameters["default"] = nn.Parameter(parameters["default"].detach() + 0.5)
+
+
+def disable(model):
+    model.base_model.disable_adapter_layers()
+
+
 def merge_and_unmerge(model):
     model.merge_adapter()
     model.unmerge_adapter()
@@ -195,6 +219,8 @@ def take_a_step(model):
         load_everything,
         set_another_adapter,
         set_two_adapters,
+        replace_a_parameter,
+        disable,
         merge_and_unmerge,
         merge,
         take_a_step,

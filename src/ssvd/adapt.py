@@ -320,6 +320,9 @@ class Adaptation(lightning.LightningModule):
             "dev_cer": result.cer,
             "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"] if trained else None,
         }
+        if worst := self._least_orthogonal():
+            row["orthogonality_error"] = worst[1]
+            self.log("orthogonality_error", worst[1])
         best = all(row["dev_wer"] < earlier["dev_wer"] for earlier in self.series)
         self.series.append(row)
         self.log("dev_wer", result.wer)
@@ -357,9 +360,15 @@ class Adaptation(lightning.LightningModule):
 
     def _write_metrics(self) -> None:
         with (self.run_folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.DictWriter(file, list(self.series[0]))
+            rows = csv.DictWriter(file, list(self.series[-1]))
             rows.writeheader()
             rows.writerows(self.series)
+
+    def _least_orthogonal(self) -> tuple[str, float] | None:
+        """The layer whose G of SSVD is farthest from a rotation, and `||G^T G - I||`."""
+        if not (isinstance(self.network, PeftModel) and isinstance(self.network.base_model, SSVDModel)):
+            return None
+        return max(self.network.base_model.orthogonality_errors().items(), key=lambda error: error[1])
 
     def _best(self) -> dict[str, Any]:
         return min(self.series, key=lambda row: row["dev_wer"])
@@ -432,14 +441,13 @@ class Adaptation(lightning.LightningModule):
             "hardware": hardware(self.device),
             "versions": {name: version(name) for name in ("ssvd", "torch", "transformers", "peft", "lightning")},
         }
-        if isinstance(self.network, PeftModel) and isinstance(self.network.base_model, SSVDModel):
-            errors = self.network.base_model.orthogonality_errors()
-            worst = max(errors, key=errors.__getitem__)
-            result["orthogonality_error"] = errors[worst]
-            if options.rotation in ("approx", "neumann") and errors[worst] > ORTHOGONALITY_LIMIT:
+        if worst := self._least_orthogonal():
+            layer, error = worst
+            result["orthogonality_error"] = error
+            if options.rotation in ("approx", "neumann") and error > ORTHOGONALITY_LIMIT:
                 self.console.print(
-                    f"[yellow]The inner transformation is no rotation any more: ||G^T G - I|| is {errors[worst]:.2f} "
-                    f"in {worst}. Lower --learning-rate, or use --rotation strict."
+                    f"[yellow]The inner transformation is no rotation any more: ||G^T G - I|| is {error:.2f} "
+                    f"in {layer}. Lower --learning-rate, or use --rotation strict."
                 )
         if best["epoch"] == 0:
             self.console.print(
