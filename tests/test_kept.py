@@ -346,8 +346,12 @@ def test_an_input_that_several_layers_read_is_kept_once():
         loss.backward()
         return {t.data_ptr(): t.shape[1] for t in tensors if len(t) == 300}, x
 
+    others = len(ssvd.tuners.layer._readers)
     first, _ = kept()
     second, x = kept()
     # k is 51: three times 51 numbers a token at first, then the 128 of x. The products keep what they multiply.
     assert sorted(first.values()) == [51] * 4 + [128] * 4
     assert sorted(second.values()) == [51] + [128] * 5 and x.data_ptr() in second
+    assert pickle.loads(pickle.dumps(x)).shape == x.shape and x in ssvd.tuners.layer._readers
+    del x, _
+    assert len(ssvd.tuners.layer._readers) == others, "inputs are forgotten"

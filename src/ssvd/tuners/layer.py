@@ -10,6 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ssvd.spectral import Basis, cached_basis, compute_dtype, effective_weight, plan_step, spectral_linear
 
@@ -18,6 +19,10 @@ from .kept import Kept, in_backward, note_backward_pass
 
 # A stored basis must hold this share of the base weight: rounding to bf16 or 8 bits costs less than 1 %.
 _LARGEST_MISFIT = 0.02
+
+
+# Inputs in use, the layers that read each, and how many numbers a token each of these would keep of it.
+_readers: MutableMapping[Tensor, "WeakKeyDictionary[SpectralLayer, int]"] = WeakTensorKeyDictionary()
 
 
 class SpectralLayer(nn.Module, BaseTunerLayer):
@@ -267,7 +272,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         """Whether to keep x for the backward pass: once for all layers that read it, instead of k numbers for each."""
         if not in_backward():  # else checkpointed activations are computed again, and must be kept as before
             self._keeps_input = self._has_shared_input
-            readers = x.__dict__.setdefault("_ssvd_readers", WeakKeyDictionary())
+            readers = _readers.setdefault(x, WeakKeyDictionary())
             readers[self] = k
             # The last of them finds out; from the next forward pass on all know.
             if sum(readers.values()) > self.in_features:
