@@ -283,6 +283,15 @@ def test_copies_and_pickles_start_empty():
             assert torch.equal(other(X), before)
 
 
+@torch.no_grad()
+def test_replicas_for_other_devices_start_empty():
+    layer = spectral_layers(adapted().eval())[0]
+    layer(X)
+    replica = layer._replicate_for_data_parallel()
+    assert layer._ready and layer._weights and layer._solved
+    assert not (replica._ready or replica._weights or replica._solved)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_layers_use_what_is_kept(reentrant, formed):
     def gradients(checkpointed):
@@ -324,6 +333,11 @@ def test_strict_rotations_of_equal_size_are_solved_together(monkeypatch):
         assert solved == [1] * 8 if step == 0 else sorted(solved) == [1, 7]
     together = model(x)
     assert torch.equal(copy.deepcopy(model)(x), together)
+    monkeypatch.setattr(ssvd.tuners.ssvd, "_MOST_SOLVED", 3 * 6**2)  # no more at a time
+    optimiser.step()
+    solved.clear()
+    model(x)
+    assert sorted(solved) == [1, 3, 4]
 
 
 def test_an_input_that_several_layers_read_is_kept_once():

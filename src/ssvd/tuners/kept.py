@@ -58,9 +58,6 @@ class Kept(Generic[T]):
             self._parts, self._state, self._passes = parts, _state(parts, settings), _backward_passes
         return value
 
-    def clear(self) -> None:
-        self.value, self._parts, self._state = None, (), None
-
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, ()
 

@@ -210,7 +210,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
                 with torch.inference_mode(False), torch.no_grad():  # so that training can use it
                     weight = effective_weight(W, *self._adapted(adapters), dtype, band)
                 kept.keep(weight, parts, dtype)
-            if alone and "weight" in base._parameters:  # else it is computed itself, from a parametrisation
+            if alone and {"weight", "bias"} <= base._parameters.keys():  # else they are computed, by a parametrisation
                 self._ready = kept, copy(self._active_adapter), [(base._parameters, "weight"), *self._sources(adapters)]
             return linear(x, weight, base.bias)
 
@@ -340,6 +340,11 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ready": None}
+
+    def _replicate_for_data_parallel(self) -> "SpectralLayer":
+        replica: SpectralLayer = super()._replicate_for_data_parallel()
+        replica._forget()  # it would share what belongs to another device
+        return replica
 
     def train(self, mode: bool = True) -> "SpectralLayer":
         self._weights, self._ready = {}, None

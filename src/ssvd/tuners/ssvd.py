@@ -163,15 +163,15 @@ class SSVDLinear(SpectralLayer):
 
         Where it has to be solved, it is together with all others of its size that have been used since they were.
         """
-        if self.rotation[adapter_name] != "strict" or adapter_name not in self.ssvd_theta:
-            return None
-        if torch.compiler.is_compiling():
+        is_strict = self.rotation[adapter_name] == "strict" and adapter_name in self.ssvd_theta
+        if not is_strict or torch.compiler.is_compiling():
             return None
         H = self._solved_before(adapter_name)
         if H is None:
             own = self, adapter_name
             others = [(layer, name) for layer in list(_used) for name in layer._active() if (layer, name) != own]
-            H = self._solve([own, *(other for other in others if _needs_solving_with(own, other))])
+            others = [other for other in others if _needs_solving_with(own, other)]
+            H = self._solve([own, *others[: _MOST_SOLVED // self.bases[adapter_name].k ** 2]])
         _used.add(self)
         return H
 
@@ -203,6 +203,8 @@ class SSVDLinear(SpectralLayer):
         return orthogonality_error(theta, k, self.rotation[adapter_name], self.side[adapter_name])
 
 
+# Numbers of the matrices that are solved together: what is held for them meanwhile takes a few hundred MB.
+_MOST_SOLVED = 2**24
 # Layers whose strict rotations were used since they were solved.
 _used: WeakSet[SSVDLinear] = WeakSet()
 
