@@ -254,6 +254,17 @@ def test_every_change_is_noticed(event, decoding, formed):
         assert not torch.allclose(after, before, atol=1e-3)
 
 
+def test_evaluation_gives_the_same_numbers_with_gradients_and_without():
+    # Two rows, and with "activations" in training.
+    model = adapted().eval()
+    rows = X[:2]
+    with_gradients = model(rows)
+    with torch.no_grad():
+        assert torch.equal(model(rows), with_gradients)
+    trained = model.train()(rows)
+    assert torch.allclose(trained, with_gradients, atol=1e-5)
+
+
 @torch.no_grad()
 def test_each_dtype_of_autocast_has_its_own_weight():
     model = adapted().eval()

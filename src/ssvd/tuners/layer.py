@@ -197,33 +197,41 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         return result
 
     def _apply_adapters(self, x: Tensor, adapters: list[str], alone: bool = True) -> Tensor:
-        base = self.get_base_layer()
-        W, parts, dtype = self._stored(base.weight), self._parts(adapters), compute_dtype(base.weight)
-        band = self.band(adapters[0]) if len(adapters) == 1 else None
-        compiling = torch.compiler.is_compiling()
-        if alone and tuple(adapters) not in self._weights and not compiling:
+        if torch.compiler.is_compiling():
+            return self._differentiable(x, adapters, None)
+        if alone and tuple(adapters) not in self._weights:
             self._weights = {}  # of adapters that were active before
-        kept = Kept() if compiling else self._weights.setdefault(tuple(adapters), Kept())
-        weight = None if compiling else kept.get(parts, dtype)
-        if not (self.training or torch.is_grad_enabled() or compiling):
-            if weight is None:
-                with torch.inference_mode(False), torch.no_grad():  # so that training can use it
-                    weight = effective_weight(W, *self._adapted(adapters), dtype, band)
-                kept.keep(weight, parts, dtype)
-            if alone and {"weight", "bias"} <= base._parameters.keys():  # else they are computed, by a parametrisation
-                self._ready = kept, copy(self._active_adapter), [(base._parameters, "weight"), *self._sources(adapters)]
-            return linear(x, weight, base.bias)
+        kept = self._weights.setdefault(tuple(adapters), Kept())
+        if self.training:
+            return self._differentiable(x, adapters, kept)
+        # Always by the weight: the same numbers with and without gradients, and for every size of a batch.
+        base = self.get_base_layer()
+        parts, dtype = self._parts(adapters), compute_dtype(base.weight)
+        weight = kept.get(parts, dtype)
+        if weight is None:
+            with torch.inference_mode(False), torch.no_grad():  # so that a backward pass can use it
+                weight = kept.keep(self._form(adapters, dtype), parts, dtype)
+        if torch.is_grad_enabled():
+            return self._differentiable(x, adapters, kept)
+        if alone and {"weight", "bias"} <= base._parameters.keys():  # else they are computed, by a parametrisation
+            self._ready = kept, copy(self._active_adapter), [(base._parameters, "weight"), *self._sources(adapters)]
+        return linear(x, weight, base.bias)
 
+    def _differentiable(self, x: Tensor, adapters: list[str], kept: Kept[Tensor] | None) -> Tensor:
+        """The layer for training, with the weight that is kept or, where it pays, with one that is formed."""
+        base, alone = self.get_base_layer(), len(adapters) == 1
+        W, parts, dtype = self._stored(base.weight), self._parts(adapters), compute_dtype(base.weight)
         U, V, change = self._adapted(adapters)
-        inverse = self.inverse(adapters[0]) if len(adapters) == 1 and self._has_own_basis(adapters[0]) else None
-        stride = self.token_stride[adapters[0]] if len(adapters) == 1 else 1
+        weight = kept and kept.get(parts, dtype)
+        inverse = self.inverse(adapters[0]) if alone and self._has_own_basis(adapters[0]) else None
+        stride = self.token_stride[adapters[0]] if alone else 1
         way = plan_step(x, W, U, weight is not None, inverse is not None, stride)
-        if not compiling:
+        if kept is not None:
             if change.requires_grad:
                 change.register_hook(note_backward_pass)
-            if way.change == "weight" and weight is None:
+            if weight is None and way.change == "weight":
                 with torch.no_grad():
-                    weight = effective_weight(W, U, V, change, dtype, band)
+                    weight = effective_weight(W, U, V, change, dtype, self._band(adapters))
                 kept.keep(weight, parts, dtype, only_if_asked_again=True)
         return spectral_linear(
             x,
@@ -234,11 +242,19 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             change,
             weight=weight,
             inverse=self._pad(inverse(), adapters[0]) if inverse and way.core in ("input gradient", "output") else None,
-            band=band,
-            keep_input=not compiling and self._shares_input(x, U.shape[1] // stride),
+            band=self._band(adapters),
+            keep_input=kept is not None and self._shares_input(x, U.shape[1] // stride),
             stride=stride,
             way=way,
         )
+
+    def _form(self, adapters: list[str], dtype: torch.dtype | None = None) -> Tensor:
+        """The adapted weight, (out, in)."""
+        W = self._stored(self.get_base_layer().weight)
+        return effective_weight(W, *self._adapted(adapters), dtype, self._band(adapters))
+
+    def _band(self, adapters: list[str]) -> int | None:
+        return self.band(adapters[0]) if len(adapters) == 1 else None
 
     def _ready_weight(self) -> Tensor | None:
         """The adapted weight, where it can be used as it is; asked for each token in each layer, so in microseconds."""
@@ -286,7 +302,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         weight: Tensor = self.get_base_layer().weight
         if not (adapters := self._active()):
             return weight
-        return self._stored(effective_weight(self._stored(weight), *self._adapted(adapters)))
+        return self._stored(self._form(adapters))
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """What merging an adapter adds to the weight, in the shape of the weight, in float32 or float64."""
