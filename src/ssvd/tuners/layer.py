@@ -222,7 +222,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         base, alone = self.get_base_layer(), len(adapters) == 1
         W, parts, dtype = self._stored(base.weight), self._parts(adapters), compute_dtype(base.weight)
         U, V, change = self._adapted(adapters)
-        weight = kept and kept.get(parts, dtype)
+        weight = None if kept is None else kept.get(parts, dtype)
         inverse = self.inverse(adapters[0]) if alone and self._has_own_basis(adapters[0]) else None
         stride = self.token_stride[adapters[0]] if alone else 1
         way = plan_step(x, W, U, weight is not None, inverse is not None, stride)
