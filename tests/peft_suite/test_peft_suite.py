@@ -17,8 +17,8 @@ ACCEPTED = {
     "does not support the 'bias' argument": "the methods train no biases, so there is nothing to refuse",
     "support training the bias directly": "the methods train no biases",
 }
-# Compares log-probabilities near zero, to a hundred-thousandth of themselves, of rows computed in a batch of three and in
-# one of nine. Plain linear layers differ by as much between such batches; whether the test passes is luck of the seed.
+# Compares log-probabilities near zero, to a hundred-thousandth of themselves, of rows computed in a batch of three and
+# in one of nine. Plain linear layers differ by as much between such batches: whether it passes is luck of the seed.
 LUCK = re.compile(
     r"TestMixedAdapterBatches::test_mixed_adapter_batches_partly_overlapping_target_layers\[0@ssvd:stored\]"
 )
