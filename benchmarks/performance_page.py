@@ -115,7 +115,7 @@ def compiled() -> str:
 def growth() -> str:
     """Some points of the curves, at the widths and tokens of OWSM."""
     found = report("layer_growth")
-    names = ("SSVD", "SSVD, stride 4", "LoRA", "PSOFT")
+    names = [name for name in found["rows"][0]["x_frozen"] if name != "frozen"]
     rows = [
         [
             row["kind"],
