@@ -75,7 +75,7 @@ def main(
     Console().print(table)
     if json_file:
         options = {"size": size, "window": window, "tokens": tokens, "rounds": rounds}
-        report = {"options": options, "machine": machine("cpu", threads), "rows": rows}
+        report = {"options": options, "machine": machine(), "rows": rows}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

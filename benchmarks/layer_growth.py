@@ -133,7 +133,7 @@ def main(
                 ratios = {name: round(ratio, 2) for name, ratio in (row["x_frozen"] | row["floor"]).items()}
                 print(sweep, kind, value, row["way"], ratios, flush=True)
     if json_file:
-        report = {"defaults": DEFAULTS, "rounds": rounds, "machine": machine("cpu", threads), "rows": rows}
+        report = {"defaults": DEFAULTS, "rounds": rounds, "machine": machine(), "rows": rows}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if plot:
         draw(rows, plot)

@@ -67,7 +67,7 @@ def main(
     figures = {"layers": layers, "portion": portion, "anew_s": anew, "cached_s": cached, "cache_mib": size / 2**20}
     print(figures)
     if json_file:
-        report = {"machine": machine(device, threads), **figures}
+        report = {"machine": machine(device), **figures}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -33,7 +33,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def machine_of(found: Report) -> str:
     machine = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if name != "ssvd")
-    return f"{machine['processor']}, {machine['threads']} thread(s); {versions}."
+    return f"{machine['processor']}; {versions}."
 
 
 def title_of(found: Report) -> str:

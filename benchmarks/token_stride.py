@@ -57,7 +57,7 @@ def main(
     for stride, found in losses.items():
         table.add_row(str(stride), f"{statistics.mean(found):.4f}", ", ".join(f"{loss:.4f}" for loss in found))
     Console().print(table)
-    report = {"portion": portion, "updates": updates, "batch": 16, "machine": machine("cpu", threads), "losses": losses}
+    report = {"portion": portion, "updates": updates, "batch": 16, "machine": machine(), "losses": losses}
     if json_file:
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -87,7 +87,7 @@ def main(
         table.add_row(*figures, *ratios, *sizes)
     Console().print(table)
     if json_file:
-        report = {"options": options, "machine": machine(device, threads), "rows": rows}
+        report = {"options": options, "machine": machine(device), "rows": rows}
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
