@@ -36,7 +36,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# About an hour on one core; figures go to benchmarks/results, tables and curves to docs.
+# About two hours on one core; figures go to benchmarks/results, tables and curves to docs.
 RESULTS := benchmarks/results
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 STEP := $(RUN) benchmarks/training_step.py --steps 3
@@ -49,6 +49,7 @@ bench: setup
 	$(STEP) --size base --batch 4 --portions 0.25,0.4 --json $(RESULTS)/step_base_10s.json
 	$(STEP) --size small --batch 2 --labels 24 --portions 0.25,0.4 --methods "$(NEAREST)" \
 	  --json $(RESULTS)/step_small_10s.json
+	$(STEP) --size small --batch 8 --labels 24 --methods "$(NEAREST)" --json $(RESULTS)/step_small_10s_8.json
 	$(STEP) --size tiny --batch 4 --methods "frozen compiled,lora,lora compiled,ssvd approx,ssvd approx compiled" \
 	  --compiled --json $(RESULTS)/step_compiled.json
 	$(RUN) benchmarks/layer_growth.py --json $(RESULTS)/layer_growth.json --plot docs/layer-growth.png

@@ -21,9 +21,10 @@ import typer
 from peft import LoraConfig, PsoftConfig, get_peft_model
 from torch import Tensor, nn
 
+import floor
 from machine import machine
 from ssvd import SSVDConfig
-from ssvd.spectral.planner import plan, ways
+from ssvd.spectral import plan
 from ssvd.tuners import portion_rank
 
 KINDS = {"d x d": (1, 1), "4d x d": (4, 1), "d x 4d": (1, 4)}
@@ -78,8 +79,7 @@ def measured(kind: str, tokens: int, portion: float, width: int, rounds: int) ->
     frozen = 2 * tokens * m * n
     fits = modules["SSVD"].base_model.model[0]._has_own_basis("default")
     chosen = plan(tokens, m, n, k, has_inverse=fits)
-    planned = sum(a * b * c for a, b, c in ways(tokens, m, n, k, has_inverse=fits)[chosen.change, chosen.core])
-    direct = min(tokens * k * (m + n + k), tokens * m * n + m * k * (n + k))
+    floors = {"direct": floor.direct(tokens, m, n, k), "planned": floor.planned(tokens, m, n, k, fits)}
     return {
         "kind": kind,
         "tokens": tokens,
@@ -91,7 +91,7 @@ def measured(kind: str, tokens: int, portion: float, width: int, rounds: int) ->
             name: statistics.median(a / b for a, b in zip(own, times["frozen"], strict=True))
             for name, own in times.items()
         },
-        "floor": {"direct": 1 + direct / frozen, "planned": 1 + planned / frozen},
+        "floor": {name: 1 + extra / frozen for name, extra in floors.items()},
     }
 
 

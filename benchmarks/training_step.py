@@ -12,7 +12,8 @@ allow; PSOFT has the same k and the same algebra; VeRA, which would need a rank 
 
 The *floor* adds to the frozen step what an exact gradient of the core costs when it is taken from x and dy, or from the
 gradient of the weight: T k (m + n + k) or T m n + m k (n + k) multiplications a layer, at the speed at which the same
-layers alone run in the frozen model.
+layers alone run in the frozen model. *Planned* adds all products of the way that SSVD's planner chooses, with the
+forming of the changed weight, which has to be shared by the tokens of the step.
 
 Memory: *peak* is the most that a step allocates at a time (on a CPU by the events of torch's profiler, on a GPU as CUDA
 counts it); *total* adds weights, buffers, gradients and the states of the optimiser.
@@ -23,6 +24,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +36,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+import floor
 import ssvd
 from machine import machine
 from ssvd.methods import apply_method, linear_shapes, trainable_parameters
@@ -70,8 +73,9 @@ def main(
     for portion in map(float, portions.split(",")):
         variants = build_variants(portion, compiled)
         chosen = methods.split(",") if methods else list(variants)
-        # The frozen model is what the others are measured by.
+        # What the others, and the floors, are measured by.
         chosen = ["frozen", *(name for name in chosen if name != "frozen")]
+        chosen += ["ssvd approx"] if "ssvd approx" not in chosen else []
         steppers = {
             name: Step(variants[name](copy.deepcopy(model), layers), features, tokens, autocast) for name in chosen
         }
@@ -103,8 +107,10 @@ def measured(steppers: dict[str, "Step"], alone: "LayersAlone", steps: int, port
         elapsed = alone.timed()
         if i:
             alone_seconds.append(elapsed)
-    extra = alone.floor_share(portion)
-    floor = [frozen + extra * own for frozen, own in zip(seconds["frozen"], alone_seconds, strict=True)]
+    floors = {
+        name: [frozen + share * own for frozen, own in zip(seconds["frozen"], alone_seconds, strict=True)]
+        for name, share in alone.floor_shares(steppers["ssvd approx"].model).items()
+    }
 
     def ratio(name: str, others: list[float] | None) -> float | None:
         return others and statistics.median(a / b for a, b in zip(seconds[name], others, strict=True))
@@ -119,7 +125,8 @@ def measured(steppers: dict[str, "Step"], alone: "LayersAlone", steps: int, port
                 "trainable": trainable_parameters(step.model),
                 "seconds": statistics.median(seconds[name]),
                 "x_frozen": ratio(name, seconds["frozen"]),
-                "x_floor": ratio(name, floor),
+                "x_floor": ratio(name, floors["direct"]),
+                "x_planned": ratio(name, floors["planned"]),
                 "x_lora": ratio(name, seconds.get("lora")),
                 "x_psoft": ratio(name, seconds.get("psoft approx")),
                 "peak_mib": peak / 2**20,
@@ -273,37 +280,39 @@ class LayersAlone:
     """The linear layers of the frozen model's step, y and dx of each, on inputs of the same shapes."""
 
     def __init__(self, frozen: Step, layers: list[str]) -> None:
-        self.products: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.products: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.autocast = frozen.autocast
 
-        def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        def note(name: str, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
             x = inputs[0].detach().flatten(0, -2)
-            self.products.append((x, layer.weight.detach(), torch.randn_like(output).flatten(0, -2)))
+            self.products[name] = x, layer.weight.detach(), torch.randn_like(output).flatten(0, -2)
 
-        handles = [frozen.model.get_submodule(name).register_forward_hook(note) for name in layers]
+        modules = {name: frozen.model.get_submodule(name) for name in layers}
+        handles = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
         with torch.no_grad():
             frozen.loss()
         for handle in handles:
             handle.remove()
 
     def run(self) -> None:
-        for x, weight, dy in self.products:
+        for x, weight, dy in self.products.values():
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
                 torch.nn.functional.linear(x, weight)
                 dy @ weight
 
     def timed(self) -> float:
-        return timed(self.run, self.products[0][0].is_cuda)
+        return timed(self.run, next(iter(self.products.values()))[0].is_cuda)
 
-    def floor_share(self, portion: float) -> float:
-        """Multiplications of the floor's core gradients, as a share of those of the layers alone."""
-        extra = alone = 0
-        for x, weight, _ in self.products:
-            tokens, (m, n) = len(x), weight.shape
-            k = ssvd.SSVDConfig(portion=portion).rank_of("", m, n)
-            extra += min(tokens * k * (m + n + k), tokens * m * n + m * k * (n + k))
+    def floor_shares(self, adapted: nn.Module) -> dict[str, float]:
+        """Multiplications of the floors beyond the frozen layers, as shares of these; `adapted` by SSVD."""
+        extra, alone = {"direct": 0, "planned": 0}, 0
+        for name, (x, weight, _) in self.products.items():
+            layer = adapted.get_submodule(f"base_model.model.{name}")
+            tokens, (m, n), k = len(x), weight.shape, layer.bases["default"].k
+            extra["direct"] += floor.direct(tokens, m, n, k)
+            extra["planned"] += floor.planned(tokens, m, n, k, layer._has_own_basis("default"))
             alone += 2 * tokens * m * n
-        return extra / alone
+        return {name: own / alone for name, own in extra.items()}
 
 
 def timed(run: Callable[[], None], on_cuda: bool) -> float:
