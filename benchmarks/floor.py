@@ -1,6 +1,6 @@
 """What an exact step of an adapted layer takes at the least beyond the frozen layer's y and dx, in multiplications."""
 
-from ssvd.spectral.planner import plan, ways
+from ssvd.spectral import step_products
 
 
 def direct(tokens: int, m: int, n: int, k: int) -> int:
@@ -10,6 +10,4 @@ def direct(tokens: int, m: int, n: int, k: int) -> int:
 
 def planned(tokens: int, m: int, n: int, k: int, has_inverse: bool) -> int:
     """All products of the way that SSVD's planner chooses, the forming of the changed weight among them."""
-    chosen = plan(tokens, m, n, k, has_inverse=has_inverse)
-    products = ways(tokens, m, n, k, has_inverse=has_inverse)[chosen.change, chosen.core]
-    return sum(a * b * c for a, b, c in products)
+    return step_products(tokens, m, n, k, has_inverse=has_inverse)

@@ -46,7 +46,7 @@ def held_out_loss(
     torch.manual_seed(seed)
     speech = load_model(model)
     layers = speech.adaptable_layers()
-    speech.module = apply_method(speech.module, "ssvd", layers, portion, token_stride=token_stride)
+    speech.module = apply_method(speech.module, "ssvd", layers, f"p={portion}", token_stride=token_stride)
     layer = next(m for m in speech.module.modules() if hasattr(m, "ssvd_basis"))
     k = layer.ssvd_basis["default"].k
     trained = [p for p in speech.module.parameters() if p.requires_grad]

@@ -21,6 +21,7 @@ counts it); *total* adds weights, buffers, gradients and the states of the optim
 
 import copy
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -30,16 +31,16 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from peft import LoraConfig, OFTConfig, PeftConfig, PsoftConfig, VeraConfig, get_peft_model
+from peft import PsoftConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 import floor
-import ssvd
 from machine import machine
 from ssvd.methods import apply_method, linear_shapes, trainable_parameters
+from ssvd.tuners import portion_rank
 
 SIZES = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12)}  # width, layers, heads
 FRAMES_PER_SECOND = 100
@@ -161,55 +162,38 @@ Variant = Callable[[nn.Module, list[str]], nn.Module]
 def build_variants(portion: float, compiled: bool = False) -> dict[str, Variant]:
     """The rows: from a model and the names of the layers to adapt to the model ready for training."""
 
-    def frozen(model: nn.Module, layers: list[str]) -> nn.Module:
-        return model.requires_grad_(False)
+    def method(name: str, budget: str = f"p={portion}", token_stride: int = 1) -> Variant:
+        # However far the nearest block size of OFT is.
+        return lambda model, layers: apply_method(
+            model, name, layers, budget, token_stride=token_stride, tolerance=math.inf
+        )
 
-    def method(name: str, rotation: str = "approx", token_stride: int = 1) -> Variant:
-        options: dict[str, Any] = {"portion": portion, "rotation": rotation, "token_stride": token_stride}
-        return lambda model, layers: apply_method(model, name, layers, **options)
-
-    def peft(config: Callable[..., PeftConfig], **fields: Any) -> Variant:
-        """With the values of fields computed from the shapes of the layers."""
+    def psoft(**series: Any) -> Variant:
+        """With the k and the algebra of SSVD: PEFT has one rank for all layers, and in Whisper all have the same k."""
 
         def apply(model: nn.Module, layers: list[str]) -> nn.Module:
-            shapes = list(linear_shapes(model, layers).values())
-            values = {name: value(shapes) if callable(value) else value for name, value in fields.items()}
-            return get_peft_model(model, config(target_modules=layers, **values))
+            k = portion_rank(portion, min(next(iter(linear_shapes(model, layers).values()))))
+            config = PsoftConfig(r=k, psoft_alpha=k, psoft_mag_a=False, target_modules=layers, **series)
+            return get_peft_model(model, config)
 
         return apply
 
     def compiled_(variant: Variant) -> Variant:
         return lambda model, layers: torch.compile(variant(model, layers))  # type: ignore[return-value]
 
-    def k(shapes: list[tuple[int, int]]) -> int:
-        # PEFT has one rank for all layers; in Whisper all have the same smaller side, so k is the same everywhere.
-        return ssvd.SSVDConfig(portion=portion).rank_of("", *shapes[0])
-
-    def budget(shapes: list[tuple[int, int]]) -> int:
-        return sum(k([shape]) * (k([shape]) + 1) // 2 for shape in shapes)
-
-    def lora_rank(shapes: list[tuple[int, int]]) -> int:
-        return max(1, round(budget(shapes) / sum(m + n for m, n in shapes)))
-
-    def oft_block(shapes: list[tuple[int, int]]) -> int:
-        blocks = [b for b in range(2, 385) if all(n % b == 0 for _, n in shapes)]
-        return min(blocks, key=lambda b: abs(sum(n * (b - 1) // 2 for _, n in shapes) - budget(shapes)))
-
-    psoft = {"r": k, "psoft_alpha": k, "psoft_mag_a": False}
-    series = {"use_cayley_neumann": True, "num_cayley_neumann_terms": 2}  # I + 2Q, as approx
     variants = {
-        "frozen": frozen,
+        "frozen": method("frozen"),
         "full": method("full"),
         "lora": method("lora"),
-        "dora": peft(LoraConfig, r=lora_rank, lora_alpha=lora_rank, use_dora=True),
-        "pissa": peft(LoraConfig, r=lora_rank, lora_alpha=lora_rank, init_lora_weights="pissa_niter_4"),
-        "vera": peft(VeraConfig, r=VERA_RANK),
-        "oft": peft(OFTConfig, r=0, oft_block_size=oft_block),
-        "psoft approx": peft(PsoftConfig, **psoft, **series),
-        "psoft strict": peft(PsoftConfig, **psoft),
+        "dora": method("dora"),
+        "pissa": method("pissa"),
+        "vera": method("vera", f"rank={VERA_RANK}"),
+        "oft": method("oft"),
+        "psoft approx": psoft(use_cayley_neumann=True, num_cayley_neumann_terms=2),  # I + 2Q, as approx
+        "psoft strict": psoft(),
         "ssvd approx": method("ssvd"),
-        "ssvd neumann": method("ssvd", rotation="neumann"),
-        "ssvd strict": method("ssvd", rotation="strict"),
+        "ssvd neumann": method("ssvd neumann"),
+        "ssvd strict": method("ssvd strict"),
         "ssvd stride 4": method("ssvd", token_stride=4),
     }
     if compiled:

@@ -60,9 +60,7 @@ class AdaptOptions(BaseModel):
     where: list[str] = []
     skip_bad: bool = False
     method: str = "ssvd"
-    portion: float = 0.4
-    rank: int | None = None
-    rotation: Literal["approx", "neumann", "strict", "none"] = "approx"
+    budget: str = "p=0.4"
     token_stride: int = Field(1, ge=1)
     also_train: list[str] = []
     window: float | None = None
@@ -146,14 +144,7 @@ def adapt(
     base = sample_weights(speech.module, layers)
     torch.manual_seed(options.seed)
     speech.module = apply_method(
-        speech.module,
-        options.method,
-        layers,
-        options.portion,
-        options.rank,
-        options.rotation,
-        options.also_train,
-        options.token_stride,
+        speech.module, options.method, layers, options.budget, options.also_train, options.token_stride
     )
     speech.spec_augment = SpecAugment() if options.spec_augment else None
     rate = options.learning_rate or method.learning_rate
@@ -444,10 +435,10 @@ class Adaptation(lightning.LightningModule):
         if worst := self._least_orthogonal():
             layer, error = worst
             result["orthogonality_error"] = error
-            if options.rotation in ("approx", "neumann") and error > ORTHOGONALITY_LIMIT:
+            if options.method not in ("ssvd strict", "ssvd none") and error > ORTHOGONALITY_LIMIT:
                 self.console.print(
                     f"[yellow]The inner transformation is no rotation any more: ||G^T G - I|| is {error:.2f} "
-                    f"in {layer}. Lower --learning-rate, or use --rotation strict."
+                    f"in {layer}. Lower --learning-rate, or use --method 'ssvd strict'."
                 )
         if best["epoch"] == 0:
             self.console.print(

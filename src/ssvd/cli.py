@@ -31,6 +31,13 @@ Language = Annotated[str | None, typer.Option(help="Of utterances that do not st
 Beams = Annotated[int, typer.Option(min=1, help="Width of beam search; 1 is greedy.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Utterances at once.")]
+Budget = Annotated[
+    str,
+    typer.Option(
+        help="p=0.4 (as many parameters as SSVD at that portion), 2% (of the model), 750000, or what the method is "
+        "set by: portion=, rank=, band=, block=."
+    ),
+]
 Normaliser = Annotated[
     str | None, typer.Option(help="Of texts before scoring: none, basic or english; default by the model's language.")
 ]
@@ -98,6 +105,40 @@ def prepare(
 
 
 @app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="Checkpoint: folder, config.json or hub name; no weights are read.")],
+    budget: Budget = "p=0.4",
+    tokens: Annotated[int, typer.Option(min=1, help="Of a training step in each layer, for the operations.")] = 8000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What each method would train of a model at a budget, and what that would cost."""
+    from .plan import plan_methods
+
+    planned = plan_methods(model, budget, tokens)
+    if as_json:
+        print(json.dumps(planned.as_dict(), indent=2))
+        return
+    title = f"{planned.model}: {planned.parameters:,} parameters, {planned.layers} layers to adapt; budget {budget}"
+    table = Table(
+        "method", "setting", "trained", "share", "file", "optimiser", "operations", title=title, box=box.SIMPLE
+    )
+    for row in planned.methods:
+        if row.reason is not None:
+            continue
+        cells = f"{row.trainable_parameters:,}", f"{row.trainable_share:.2%}", _size(row.adapter_bytes)
+        table.add_row(row.method, row.setting, *cells, _size(row.optimiser_bytes), f"{row.operations:.2f}")
+    console.print(table)
+    console.print(
+        f"Operations: multiplications of a training step of {tokens:,} tokens in the adapted layers, as a ratio to the "
+        "frozen layers. File and optimiser in float32.",
+        style="dim",
+    )
+    for row in planned.methods:
+        if row.reason is not None:
+            console.print(f"Left out: {_escape(row.reason)}", highlight=False)
+
+
+@app.command()
 def adapt(
     context: typer.Context,
     model: Annotated[
@@ -109,14 +150,8 @@ def adapt(
     ] = [],
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("run"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
-    method: Annotated[str, typer.Option(help="ssvd, lora (as many trainables as SSVD at --portion) or full.")] = "ssvd",
-    portion: Annotated[float, typer.Option(help="Portion of each layer's singular directions that is adapted.")] = 0.4,
-    rank: Annotated[
-        int | None, typer.Option(help="Singular directions (ssvd) or rank (lora), instead of --portion.")
-    ] = None,
-    rotation: Annotated[
-        str, typer.Option(help="Inner transformation of SSVD: approx, neumann, strict or none.")
-    ] = "approx",
+    method: Annotated[str, typer.Option(help="As `ssvd plan` lists them: ssvd, 'ssvd strict', lora, ...")] = "ssvd",
+    budget: Budget = "p=0.4",
     token_stride: Annotated[
         int, typer.Option(help="Estimate the gradient of SSVD from every so many tokens: faster, noisier.")
     ] = 1,
@@ -313,6 +348,13 @@ def _list_skipped(skipped: list[Any]) -> None:
         errors.print(f"left out: {_escape(item.where)}: {_escape(item.reason)}", highlight=False)
     if skipped:
         errors.print(f"{len(skipped)} utterances were left out.")
+
+
+def _size(size: int | None) -> str:
+    """Bytes in words."""
+    if not size:
+        return ""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _escape(text: str) -> str:

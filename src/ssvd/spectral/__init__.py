@@ -4,7 +4,7 @@ from .basis import SVD_METHODS, Basis
 from .cache import cached_basis
 from .linear import compute_dtype, effective_weight, plan_step, spectral_linear
 from .pattern import PATTERNS, checksum, pattern_positions, pattern_size, sparse_change
-from .planner import Plan, plan
+from .planner import Plan, plan, step_products
 from .rotation import (
     ROTATIONS,
     SIDES,
@@ -39,4 +39,5 @@ __all__ = [
     "sparse_change",
     "spectral_linear",
     "step",
+    "step_products",
 ]

@@ -105,3 +105,9 @@ def ways(
     if has_inverse and wants_input:
         found["weight", "input gradient"] = [*forming, xV, (k, some, n), (k, n, k), *inverting]
     return found
+
+
+def step_products(tokens: int, m: int, n: int, k: int, *, has_inverse: bool = False) -> int:
+    """Multiplications of the way that `plan` chooses, without y and dx; arguments as of `plan`."""
+    chosen = plan(tokens, m, n, k, has_inverse=has_inverse)
+    return sum(a * b * c for a, b, c in ways(tokens, m, n, k, has_inverse=has_inverse)[chosen.change, chosen.core])

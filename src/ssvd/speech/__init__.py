@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from ..errors import UserError
 from .whisper import Batch, SpecAugment, Whisper
 
-__all__ = ["Batch", "SpecAugment", "SpeechModel", "Whisper", "load_model"]
+__all__ = ["Batch", "SpecAugment", "SpeechModel", "Whisper", "load_model", "load_outline"]
 
 FAMILIES = {"whisper": Whisper}
 
@@ -81,20 +81,36 @@ def load_model(
             does not suit it.
     """
     name = str(name_or_path)
-    is_folder = Path(name).is_dir()
-    if is_folder and not (Path(name) / "config.json").is_file():
+    family = _family(name)
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights", gone before it is read
+    return family.from_pretrained(name, window=window, language=language, task=task)
+
+
+def load_outline(name_or_path: str | Path) -> tuple[nn.Module, list[str]]:
+    """A recogniser's network without its weights, on the meta device, and the names of its adaptable layers.
+
+    Args:
+        name_or_path: A checkpoint folder, the `config.json` of one, or the name of a model on the hub.
+
+    Raises:
+        UserError: There is no such checkpoint, or its family is not supported.
+    """
+    return _family(str(name_or_path)).outline(str(name_or_path))
+
+
+def _family(name: str) -> type[Whisper]:
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"The folder {name} holds no config.json: give the folder of a Transformers checkpoint.")
     try:
         family = AutoConfig.from_pretrained(name).model_type
     except OSError as error:
         raise UserError(
             f"The config.json of {name} is not valid JSON."
-            if is_folder
+            if Path(name).exists()
             else f"There is no folder {name}, and the hub gave no model of that name (unknown or out of reach)."
         ) from error
     except ValueError:  # a family that Transformers does not know, or none stated
         family = "unknown"
     if family not in FAMILIES:
         raise UserError(f"The checkpoint {name} is of the family {family!r}; supported: {', '.join(FAMILIES)}.")
-    transformers.utils.logging.disable_progress_bar()  # "Loading weights", gone before it is read
-    return FAMILIES[family].from_pretrained(name, window=window, language=language, task=task)
+    return FAMILIES[family]

@@ -99,6 +99,11 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
+def _linear_layers(whisper: WhisperForConditionalGeneration) -> list[str]:
+    output = whisper.get_output_embeddings()
+    return [n for n, layer in whisper.named_modules() if isinstance(layer, nn.Linear) and layer is not output]
+
+
 class Whisper:
     """A Whisper checkpoint as a `SpeechModel`.
 
@@ -229,9 +234,14 @@ class Whisper:
 
     def adaptable_layers(self) -> list[str]:
         """Names of all linear layers of encoder and decoder: attention and feed-forward, not the output projection."""
-        output = self._whisper.get_output_embeddings()
-        layers = self._whisper.named_modules()
-        return [name for name, layer in layers if isinstance(layer, nn.Linear) and layer is not output]
+        return _linear_layers(self._whisper)
+
+    @staticmethod
+    def outline(name: str) -> tuple[nn.Module, list[str]]:
+        """The network without its weights, on the meta device, and its adaptable layers; see `load_outline`."""
+        with torch.device("meta"):
+            module = WhisperForConditionalGeneration(AutoConfig.from_pretrained(name))
+        return module, _linear_layers(module)
 
     def check(self, cut: Any) -> str | None:
         """Why the utterance cannot be trained on (too long, no text, too much of it, no language), or None."""
