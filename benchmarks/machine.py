@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ssvd.adapt import hardware
+from ssvd.hardware import hardware
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

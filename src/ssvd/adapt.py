@@ -5,13 +5,8 @@ import errno
 import json
 import logging
 import math
-import os
-import platform
 import random
-import re
-import resource
 import shutil
-import sys
 import time
 import warnings
 from functools import partial
@@ -37,8 +32,8 @@ from torch.utils.data import DataLoader
 from .data import Skipped, field_value, read_corpus, select, split_by_speaker, write_cuts
 from .data.batches import Cuts, RoundBatches
 from .data.text_style import text_style, write_in
-from .errors import UserError
-from .evaluate import pick_device
+from .errors import StoppedError, UserError
+from .hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from .methods import apply_method, find_method, trainable_parameters
 from .runs import read_config, sample_weights, write_json, write_whole
 from .scoring import normaliser, score
@@ -132,7 +127,7 @@ def adapt(
     console = console or Console(stderr=True)
     _quiet()
     options = _checked_options(options, run, resume)
-    pick_device(options.device)  # refuses one that is not there
+    forget_peak_memory(pick_device(options.device))  # which refuses one that is not there
     if (run / "result.json").is_file():
         console.print(f"{run} is complete already.")
         return json.loads((run / "result.json").read_text(encoding="utf-8"))
@@ -168,15 +163,15 @@ def adapt(
         trainer.fit(training, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         return training.finish()
     except SystemExit:  # Lightning's answer to Ctrl-C and to the termination signal
-        raise UserError(f"Interrupted; continue with: ssvd adapt --resume --out {run}") from None
+        raise StoppedError("Interrupted", f"continue with: ssvd adapt --resume --out {run}") from None
     except UserError as error:  # one from a worker process has its traceback in front
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("ssvd.errors.UserError: ")) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_disk_error(error):
             raise
-        raise UserError(
-            f"Could not write to {run} ({error}): free some space and continue with: ssvd adapt --resume --out {run}; "
-            "the last complete state is kept."
+        raise StoppedError(
+            f"Could not write to {run} ({error})",
+            f"free some space and continue with: ssvd adapt --resume --out {run}; the last complete state is kept.",
         ) from error
 
 
@@ -426,7 +421,7 @@ class Adaptation(lightning.LightningModule):
             "text_style": self.text_style,
             "learning_rate": self.learning_rate,
             "training_seconds": round(self.seconds, 2),
-            "peak_memory_bytes": _peak_memory(self.device),
+            "peak_memory_bytes": peak_memory(self.device),
             "adapter_bytes": sum(p.stat().st_size for p in kept.glob("*.safetensors")),
             "series": self.series,
             "hardware": hardware(self.device),
@@ -620,23 +615,6 @@ def _is_disk_error(error: Exception) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     words = ("file write failed", "No space left", "quota exceeded", "File too large")
     return any(word in str(error) for word in words)  # torch's and safetensors' own words
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on the device at most, or on the CPU the most that the whole process ever held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def hardware(device: torch.device) -> str:
-    """The machine in words, for results."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else [platform.processor()]
-    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def _quiet() -> None:

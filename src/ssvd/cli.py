@@ -302,6 +302,24 @@ def merge(
     console.print(f"{out} holds the merged model; load it with transformers' from_pretrained.")
 
 
+@app.command()
+def benchmark(
+    grid: Annotated[Path, typer.Argument(help="What to compare, as YAML; see grids/.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; one that was begun is continued.")] = Path(
+        "benchmark-results"
+    ),
+    small: Annotated[bool, typer.Option("--small", help="On the embedded recogniser and synthetic speech.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the adapters of finished cells.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Compare methods: learning rates chosen on dev, then every seed trained and tested once."""
+    from .benchmark.grid import read_grid
+    from .benchmark.run import run_benchmark
+
+    run_benchmark(read_grid(grid, small=small), out, device=device, keep_runs=keep_runs, retry=retry, console=console)
+
+
 def _portions(split: str) -> dict[str, float]:
     try:
         shares = [float(part) for part in split.split("/")]

@@ -1,4 +1,4 @@
-"""The one error that users meet."""
+"""The errors that users meet."""
 
 
 class UserError(Exception):
@@ -6,3 +6,15 @@ class UserError(Exception):
 
     The command line prints the sentence and exits with code 2; it never shows a traceback for it.
     """
+
+
+class StoppedError(UserError):
+    """Work was stopped from outside, by the user or a full disk, and can be continued.
+
+    Attributes:
+        reason: What stopped it.
+    """
+
+    def __init__(self, reason: str, how_to_continue: str) -> None:
+        super().__init__(f"{reason}; {how_to_continue}")
+        self.reason = reason

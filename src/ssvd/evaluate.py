@@ -2,15 +2,14 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .data import Skipped, field_names, field_value, read_corpus, select
 from .errors import UserError
+from .hardware import pick_device
 from .runs import check_run, load_adapted, read_config, write_json
 from .scoring import Comparison, Score, compare, score, score_by
 from .scoring import normaliser as find_normaliser
@@ -102,8 +101,7 @@ def evaluate(
                 known = ", ".join(field_names(cuts))
                 raise UserError(f"No utterance of {path} has the field {field_name!r}; the fields are: {known}.")
             score_by(_records(cuts, [""] * len(cuts), by), field, resamples=2)  # refuses bad bands before any decoding
-        # Like lengths together: a batch ends with its longest text.
-        chosen[name] = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
+        chosen[name] = by_length(cuts)
     texts: dict[tuple[str, str], list[str]] = {}
     seconds: dict[tuple[str, str], float] = {}
     systems = [BASE, *(str(run) for run in adapters)]
@@ -123,9 +121,8 @@ def evaluate(
         for name, cuts in chosen.items():
             started = time.monotonic()
             texts[system, name] = []
-            for start in range(0, len(cuts), batch_size):
-                batch = speech.collate(cuts[start : start + batch_size], text=False)
-                texts[system, name] += speech.transcribe(batch, beams=beams)
+            for text in decode(speech, cuts, beams=beams, batch_size=batch_size):
+                texts[system, name].append(text)
                 if on_progress is not None:
                     on_progress(system, name, len(texts[system, name]), len(cuts))
             seconds[system, name] = time.monotonic() - started
@@ -157,6 +154,17 @@ def evaluate(
     return evaluations, skipped
 
 
+def by_length(cuts: Iterable[Any]) -> list[Any]:
+    """The longest first: a batch ends with its longest text."""
+    return sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
+
+
+def decode(speech: SpeechModel, cuts: Sequence[Any], *, beams: int = 1, batch_size: int = 16) -> Iterator[str]:
+    """The text of each utterance, in their order."""
+    for start in range(0, len(cuts), batch_size):
+        yield from speech.transcribe(speech.collate(cuts[start : start + batch_size], text=False), beams=beams)
+
+
 def _short_names(paths: Sequence[str | Path], kind: str) -> list[str]:
     """A short name for each path, none twice."""
     resolved = [Path(path).resolve() for path in paths]
@@ -168,28 +176,6 @@ def _short_names(paths: Sequence[str | Path], kind: str) -> list[str]:
     if len(set(names)) < len(names):
         raise UserError(f"Two {kind} have the same name; give each only once, or rename one.")
     return names
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU where there is one.
-
-    Raises:
-        UserError: There is none here.
-    """
-    available = {
-        "auto": True,
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available.get(name):
-        usable = ", ".join(device for device, there in available.items() if there)
-        raise UserError(f"There is no device {name!r} here; choose one of {usable} with --device.")
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _base(model: str, adapters: Sequence[Path], window: float | None, language: str | None) -> SpeechModel:

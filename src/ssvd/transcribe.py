@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .data import load_audio, read_recording
 from .errors import UserError
-from .evaluate import pick_device
+from .hardware import pick_device
 from .runs import load_adapted
 from .speech import load_model
 

@@ -1,7 +1,7 @@
 """What a cell of a benchmark leaves behind: one JSON with everything needed to repeat it, and its hypotheses.
 
 cells/ID.json            a `Result`: a trained and tested model, or the untouched one (method "frozen")
-search/ID.json           a `Trial`: a run at one learning rate, scored on dev alone
+trials/ID.json           a `Trial`: a run at one learning rate, scored on dev alone
 failures/ID.json         a `Failure`: what went wrong
 hypotheses/ID/NAME.jsonl texts of the test set ("test") and of each source corpus, a line an utterance
 """
@@ -91,7 +91,7 @@ class Trial(_Record):
     learning_rate: float | None
     series: list[Epoch]
     best_epoch: int
-    best_dev_wer: float
+    best_dev_wer: float | None  # None for the untouched model
     training_seconds: float
     peak_memory_bytes: int
     adapter_bytes: int  # of the weights that are to be stored
@@ -129,7 +129,7 @@ class Hypothesis(_Record):
 
 
 _R = TypeVar("_R", bound=_Record)
-_FOLDERS: dict[type, str] = {Result: "cells", Trial: "search", Failure: "failures"}
+_FOLDERS: dict[type, str] = {Result: "cells", Trial: "trials", Failure: "failures"}
 
 
 def read_results(folder: Path) -> tuple[list[Result], list[Skipped]]:

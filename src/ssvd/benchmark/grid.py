@@ -1,0 +1,211 @@
+"""What a benchmark compares, as a YAML file: models x corpora x methods x budgets x learning rates x seeds."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..adapt import AdaptOptions
+from ..errors import UserError
+from ..methods import Budget, find_method
+
+EMBEDDED = Path(__file__).parents[1] / "embedded"
+# Of AdaptOptions, what the cells set themselves.
+_OF_CELLS = ("model", "train", "dev", "where", "method", "budget", "learning_rate", "seed", "skip_bad", "device")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CorpusParts(_Part):
+    """Where the utterances of a corpus are; paths are what `ssvd.data.read_corpus` takes.
+
+    Attributes:
+        train, dev, test: Its parts, which share no speaker if the results are to mean much.
+        sources: Test sets of the domain that the model comes from, by name: what is forgotten.
+        where: Conditions on train, dev and test; see `ssvd.data.select`.
+        by: Fields to break the test scores down by, as `gender` and `age:6-10,11-15`.
+        synthetic: Speech of this kind, made for the benchmark, instead of the paths; the source is then adult speech.
+        utterances: Of the synthetic training set.
+    """
+
+    train: list[str] = []
+    dev: list[str] = []
+    test: list[str] = []
+    sources: dict[str, list[str]] = {}
+    where: list[str] = []
+    by: list[str] = []
+    synthetic: Literal["child", "accent"] | None = None
+    utterances: int = Field(480, ge=16)
+
+    @field_validator("train", "dev", "test", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _listed_by_name(cls, value: Any) -> Any:
+        return {k: [v] if isinstance(v, str) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "CorpusParts":
+        if self.synthetic is None and not (self.train and self.dev and self.test):
+            raise ValueError("give train, dev and test, or synthetic: child (or accent)")
+        _check_names("the name of a source corpus", self.sources)
+        if "test" in self.sources:
+            raise ValueError("a source corpus cannot be called test")
+        return self
+
+
+class Grid(_Part):
+    """What is compared.
+
+    Attributes:
+        title: For the report.
+        models: Checkpoints (folders or names on the hub) by name; "embedded" is the recogniser of this package.
+        corpora: By name.
+        methods: Names of `ssvd.methods.METHODS`; as {name: budget} or {name: [budgets]} with budgets of its own.
+        budgets: Of the other methods; see `ssvd.methods.Budget.parse`.
+        learning_rates: To search, by method; by default those of `METHODS`. Where there is one, nothing is searched.
+        extensions: How many further rates may be tried, a factor of three apart, while the best one lies on the edge.
+        seeds: The first is the one of the search.
+        training: Options of `ssvd adapt` for all cells.
+        skip_bad: Whether to leave out bad utterances and list them.
+        small: What replaces fields above where the benchmark is run with `--small`.
+    """
+
+    title: str = ""
+    models: dict[str, str] = Field(min_length=1)
+    corpora: dict[str, CorpusParts] = Field(min_length=1)
+    methods: list[str | dict[str, str | list[str]]] = Field(min_length=1)
+    budgets: list[str] = ["p=0.4"]
+    learning_rates: dict[str, list[float]] = {}
+    extensions: int = Field(2, ge=0)
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    training: dict[str, Any] = {}
+    skip_bad: bool = False
+    small: dict[str, Any] = {}
+
+    @field_validator("models", "corpora")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _check_names("the name of a model or corpus", value)
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must be different numbers from 0 on")
+        return seeds
+
+    @model_validator(mode="after")
+    def _known(self) -> "Grid":
+        for name, rates in self.learning_rates.items():
+            find_method(name)
+            if not rates or min(rates) <= 0:
+                raise ValueError(f"learning_rates of {name} must be above 0")
+        for method, budget in self.compared():
+            find_method(method)
+            if budget:
+                Budget.parse(budget)
+        for name in self.training:
+            if name in _OF_CELLS:
+                raise ValueError(f"training: {name} is set by the grid")
+        AdaptOptions.checked({"model": "", "train": [""], **self.training}, "training: ")
+        return self
+
+    def compared(self) -> list[tuple[str, str]]:
+        """(method, budget) of every line of the comparison; the budget is "" where the method has none."""
+        lines: list[tuple[str, str]] = [("frozen", "")]
+        for entry in self.methods:
+            own = entry if isinstance(entry, dict) else {entry: self.budgets}
+            for name, budgets in own.items():
+                has_setting = bool(find_method(name).unit)
+                wanted = [budgets] if isinstance(budgets, str) else budgets
+                lines += [(name, str(budget)) for budget in wanted] if has_setting else [(name, "")]
+        return list(dict.fromkeys(lines))
+
+    def groups(self) -> list["Group"]:
+        """Every line of the comparison on every model and corpus."""
+        return [
+            Group(model, corpus, method, budget)
+            for model in self.models
+            for corpus in self.corpora
+            for method, budget in self.compared()
+        ]
+
+    def checkpoint(self, model: str) -> str:
+        """Folder or hub name of a model of the grid."""
+        return str(EMBEDDED) if self.models[model] == "embedded" else self.models[model]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A method at a budget on a model and a corpus; its cells differ in their seeds."""
+
+    model: str
+    corpus: str
+    method: str
+    budget: str
+
+    @property
+    def id(self) -> str:
+        """For file names."""
+        parts = self.model, self.corpus, self.method.replace(" ", "-"), self.budget.replace("%", "pc")
+        return "_".join(part for part in parts if part)
+
+
+def read_grid(path: Path, *, small: bool = False) -> Grid:
+    """A grid from its file.
+
+    Args:
+        path: YAML.
+        small: Whether to replace fields by those under `small`.
+
+    Raises:
+        UserError: The file is missing or no YAML, or a field is unknown, missing or wrong.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold the fields of a grid: {', '.join(Grid.model_fields)}.")
+    if small:
+        if not values.get("small"):
+            raise UserError(f"{path} has no field small, which says what to run with --small.")
+        values |= values["small"]
+    return checked_grid(values, str(path))
+
+
+def checked_grid(values: Mapping[str, Any], source: str) -> Grid:
+    """A grid from its fields.
+
+    Raises:
+        UserError: A field is unknown, missing or wrong; the message begins with `source`.
+    """
+    try:
+        return Grid(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"] if part not in ("str", "dict[str,union[str,list[str]]]"))
+        raise UserError(
+            f"{source}: {name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}."
+        ) from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _check_names(what: str, names: Mapping[str, Any]) -> None:
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
+            raise ValueError(f"{what} may hold letters, digits, dots and hyphens, and {name!r} does not")

@@ -1,0 +1,66 @@
+"""The machine: its devices, its name for results, and how much memory a run took."""
+
+import os
+import platform
+import re
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from .errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU where there is one.
+
+    Raises:
+        UserError: There is none here.
+    """
+    available = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(name):
+        usable = ", ".join(device for device, there in available.items() if there)
+        raise UserError(f"There is no device {name!r} here; choose one of {usable} with --device.")
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def hardware(device: torch.device) -> str:
+    """The machine in words, for results."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else [platform.processor()]
+    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin anew to look for the most memory; on CPUs other than Linux's the process keeps its own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux, or not allowed: the peak is then that of the whole process
+        return
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the most since `forget_peak_memory`: allocated on a GPU, or held by the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
+    if found:
+        return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
