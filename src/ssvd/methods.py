@@ -52,7 +52,7 @@ class Budget:
                 f"the model), 750000, or what a method is set by: {', '.join(f'{u}=' for u in sorted(units - {'p'}))}."
             )
         value = float(re.sub("[_,]", "", match[2]))
-        if value <= 0:
+        if value <= 0 and match[1] != "band":  # SVFT with a band of 0 trains the diagonal
             raise UserError(f"The budget {text!r} trains nothing: give a number above 0.")
         return cls(match[1] or match[3], value)
 
