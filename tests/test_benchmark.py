@@ -1,0 +1,276 @@
+"""The benchmark: grids and what is wrong with them, the search for learning rates, killed and resumed runs."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from ssvd.benchmark.cells import Task
+from ssvd.benchmark.grid import Group, checked_grid, read_grid
+from ssvd.benchmark.results import Failure, read_hypotheses, read_records, read_results
+from ssvd.benchmark.run import best_rate, progress_of, rates_to_try, run_benchmark
+from ssvd.errors import UserError
+from ssvd.methods import METHODS
+
+GRIDS = sorted((Path(__file__).parents[1] / "grids").glob("*.yaml"))
+
+
+@pytest.fixture
+def values(corpora):
+    """A grid of a few seconds a cell."""
+    child, adult = str(corpora["child"]), str(corpora["adult"])
+    return {
+        "models": {"tiny": "embedded"},
+        "corpora": {
+            "child": {"train": child, "dev": adult, "test": child, "by": ["accent"], "sources": {"adult": adult}}
+        },
+        "methods": ["lora", {"ssvd": "portion=0.2"}],
+        "budgets": ["p=0.3"],
+        "learning_rates": {"lora": [1e-3], "ssvd": [1e-3, 3e-3]},
+        "extensions": 0,
+        "seeds": [3, 4],
+        "training": {"epochs": 1, "updates_per_epoch": 1, "batch_size": 4},
+    }
+
+
+def ids(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for kind in ("cells", "trials") for path in (folder / kind).glob("*.json")}
+
+
+EXPECTED = {
+    "cells/tiny_child_frozen_seed=3.json",
+    "trials/tiny_child_lora_p=0.3_lr=0.001_seed=3.json",
+    "trials/tiny_child_lora_p=0.3_lr=0.001_seed=4.json",
+    "cells/tiny_child_lora_p=0.3_seed=3.json",
+    "cells/tiny_child_lora_p=0.3_seed=4.json",
+    "trials/tiny_child_ssvd_portion=0.2_lr=0.001_seed=3.json",
+    "trials/tiny_child_ssvd_portion=0.2_lr=0.003_seed=3.json",
+    "cells/tiny_child_ssvd_portion=0.2_seed=3.json",
+    "cells/tiny_child_ssvd_portion=0.2_seed=4.json",
+}
+
+
+def without_chosen(found: set[str]) -> set[str]:
+    """Without the training of the second seed of SSVD, whose rate is chosen on dev."""
+    chosen = {name for name in found if "ssvd_portion=0.2_lr" in name and name.endswith("seed=4.json")}
+    assert len(chosen) == 1
+    return found - chosen
+
+
+def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
+    out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=200)
+    grid = checked_grid(values, "grid")
+    run_benchmark(grid, out, device="cpu", console=log)
+    assert without_chosen(ids(out)) == EXPECTED
+    results, skipped = read_results(out)
+    assert not skipped and not read_records(out, Failure)[0]
+    for result in results:
+        assert result.test.utterances == 16 and result.sources["adult"].utterances == 8
+        assert sum(part.utterances for part in result.test.groups["accent"].values()) == 16
+        texts = read_hypotheses(out, result)
+        assert len(texts) == 16 and all(text.speaker and text.reference for text in texts)
+        assert all((out / file).is_file() or Path(file).is_file() for file in result.audio.values())
+        assert result.model_parameters == 3_229_248
+    frozen, lora, _, ssvd, ssvd2 = results
+    assert (frozen.cell.method, frozen.trainable_parameters, frozen.learning_rate) == ("frozen", 0, None)
+    assert lora.trainable_parameters == METHODS["lora"].count(*_shapes_and(lora.setting))
+    assert ssvd.setting == 0.2 and ssvd.options["method"] == "ssvd" and ssvd.options["seed"] == 3
+    assert list(ssvd.search) == ["0.001", "0.003"]
+    assert ssvd.learning_rate == ssvd2.learning_rate == float(min(ssvd.search, key=ssvd.search.get))
+    assert ssvd.best_dev_wer == min(ssvd.search.values())
+    assert [row.epoch for row in ssvd.series] == [0, 1]
+    assert not any((out / "runs").iterdir())  # adapters of finished groups are not kept
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    run_benchmark(grid, out, device="cpu", console=log)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == times
+    # A further method and seed are computed in addition; another schedule would not be comparable.
+    more = checked_grid(values | {"methods": [*values["methods"], {"pissa": "rank=2"}], "seeds": [3]}, "grid")
+    run_benchmark(more, out, device="cpu", console=log)
+    assert "cells/tiny_child_pissa_rank=2_seed=3.json" in ids(out)
+    for field, change in (
+        ("training", {"training": {"epochs": 2}}),
+        ("corpora: child", {"corpora": {"child": {"synthetic": "child"}}}),
+    ):
+        with pytest.raises(UserError, match=f"begun with another {field}"):
+            run_benchmark(checked_grid(values | change, "grid"), out, device="cpu", console=log)
+
+
+def _shapes_and(setting):
+    from ssvd.benchmark.cells import _outline
+    from ssvd.benchmark.grid import EMBEDDED
+
+    return _outline(str(EMBEDDED))[0], setting
+
+
+def test_what_fails_is_named_and_the_rest_goes_on(values, tmp_path, monkeypatch):
+    from ssvd.benchmark import cells
+
+    train = cells.adapt
+
+    def adapt(options, *arguments, **keywords):
+        if options.method == "ssvd" and options.learning_rate == 3e-3:
+            raise UserError("The loss became nan.")
+        return train(options, *arguments, **keywords)
+
+    monkeypatch.setattr(cells, "adapt", adapt)
+    grid = checked_grid(values | {"methods": [{"vera": "2000000"}, *values["methods"]], "seeds": [3]}, "grid")
+    with (tmp_path / "log").open("w") as file:
+        run_benchmark(grid, tmp_path / "results", device="cpu", console=Console(file=file, width=300))
+    assert "vera_2000000 is left out: The method 'vera' cannot train about 2,000,000" in (tmp_path / "log").read_text()
+    failures, _ = read_records(tmp_path / "results", Failure)
+    reasons = {failure.id: failure.reason for failure in failures}
+    assert "the nearest is 20,352, with rank=192" in reasons["tiny_child_vera_2000000"]
+    assert reasons["tiny_child_ssvd_portion=0.2_lr=0.003_seed=3"] == "The loss became nan."
+    results = {result.cell.method: result for result in read_results(tmp_path / "results")[0]}
+    assert results.keys() == {"frozen", "lora", "ssvd"}
+    assert results["ssvd"].search["0.003"] is None and results["ssvd"].learning_rate == 1e-3
+
+
+def test_a_damaged_record_is_named_and_the_rest_goes_on(values, tmp_path):
+    out = tmp_path / "results"
+    grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
+    log = Console(file=(tmp_path / "log").open("w+"), width=300)
+    run_benchmark(grid, out, device="cpu", console=log)
+    trial = next((out / "trials").glob("*.json"))
+    (out / "cells" / "tiny_child_lora_p=0.3_seed=3.json").unlink()
+    trial.write_text(trial.read_text()[:200])
+    run_benchmark(grid, out, device="cpu", console=log)
+    log.file.seek(0)
+    assert f"is left alone: {trial} is no whole record" in log.file.read()
+    other = json.loads((out / "cells" / "tiny_child_frozen_seed=3.json").read_text())
+    other["origin"]["ssvd_schema"] = 99
+    (out / "cells" / "tiny_child_frozen_seed=3.json").write_text(json.dumps(other))
+    results, skipped = read_results(out)
+    assert not results and "is of version 99, and this program reads 1" in skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ({}, [1e-3, 3e-3, 1e-2]),
+        ({1e-3: 0.4}, [3e-3, 1e-2]),
+        ({1e-3: 0.4, 3e-3: 0.3, 1e-2: 0.35}, []),
+        ({1e-3: 0.3, 3e-3: 0.35, 1e-2: None}, [3.3e-4]),
+        ({1e-3: 0.5, 3e-3: 0.4, 1e-2: 0.3}, [3e-2]),
+        ({1e-3: 0.5, 3e-3: 0.4, 1e-2: 0.3, 3e-2: 0.31}, []),
+        ({1e-3: 0.5, 3e-3: 0.4, 1e-2: 0.3, 3e-2: 0.2}, [9e-2]),
+        ({1e-3: 0.5, 3e-3: 0.4, 1e-2: 0.3, 3e-2: 0.2, 9e-2: 0.1}, []),
+        ({1e-3: None, 3e-3: None, 1e-2: None}, [3.3e-4]),
+    ],
+)
+def test_the_search_goes_on_while_the_best_rate_lies_on_the_edge(outcomes, expected):
+    assert rates_to_try([1e-3, 3e-3, 1e-2], 2, outcomes) == expected
+
+
+def test_one_rate_is_no_search():
+    assert rates_to_try([1e-3], 2, {}) == [1e-3]
+    assert rates_to_try([1e-3], 2, {1e-3: 0.2}) == []
+
+
+def test_of_equal_rates_the_lower_is_chosen():
+    assert best_rate({1e-3: 0.2, 3e-4: 0.2, 1e-4: None}) == 3e-4
+    assert best_rate({1e-3: None}) is None
+
+
+def test_tests_wait_for_their_training(values, tmp_path):
+    group = Group("tiny", "child", "lora", "p=0.3")
+    state = progress_of(checked_grid(values, "grid"), tmp_path, group)
+    assert state.ready == [Task(group, 3, 1e-3)] and (state.done, state.total) == (0, 4)
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("small", [False, True])
+def test_shipped_grids_can_be_read(path, small):
+    if small and not yaml.safe_load(path.read_text()).get("small"):
+        with pytest.raises(UserError, match="no field small"):
+            read_grid(path, small=True)
+        return
+    grid = read_grid(path, small=small)
+    assert {method for method, _ in grid.compared()} >= {"frozen", "ssvd"}
+    if small:
+        assert set(grid.models.values()) == {"embedded"}
+        assert all(parts.synthetic for parts in grid.corpora.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["lore"]}, "grid: There is no method 'lore'; choose one of ssvd"),
+        ({"methods": [{"lora": "lots"}]}, "grid: The budget 'lots' cannot be read"),
+        ({"budgets": ["p=0"]}, "'p=0' trains nothing"),
+        ({"methods": []}, "methods: List should have at least 1 item"),
+        ({"method": ["lora"]}, "method: Extra inputs are not permitted"),
+        ({"models": {"a b": "embedded"}}, "models: the name of a model or corpus may hold letters"),
+        ({"corpora": {"child": {"train": "x.csv"}}}, "corpora.child: give train, dev and test, or synthetic"),
+        ({"corpora": {"child": {"synthetic": "elf"}}}, "corpora.child.synthetic: Input should be 'child' or 'accent'"),
+        ({"seeds": [1, 1]}, "seeds: seeds must be different"),
+        ({"learning_rates": {"lora": []}}, "learning_rates of lora must be above 0"),
+        ({"training": {"epochs": 0}}, "training: --epochs: Input should be greater than or equal to 1"),
+        ({"training": {"epoch": 1}}, "training: --epoch: Extra inputs are not permitted"),
+        ({"training": {"method": "lora"}}, "training: method is set by the grid"),
+    ],
+)
+def test_what_is_wrong_with_a_grid_is_said(values, changes, message):
+    with pytest.raises(UserError) as error:
+        checked_grid(values | changes, "grid")
+    assert message in str(error.value)
+
+
+def test_an_empty_corpus_and_a_foreign_folder_are_refused(values, tmp_path):
+    with pytest.raises(UserError, match=r"none\.csv does not exist"):
+        values["corpora"]["child"]["test"] = str(tmp_path / "none.csv")
+        run_benchmark(checked_grid(values, "grid"), tmp_path / "results", device="cpu")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(UserError, match="is not empty and holds no results"):
+        run_benchmark(checked_grid(values, "grid"), tmp_path / "mine", device="cpu")
+    with pytest.raises(UserError, match=r"grid\.yaml does not exist"):
+        read_grid(tmp_path / "grid.yaml")
+    (tmp_path / "grid.yaml").write_text("methods: [")
+    with pytest.raises(UserError, match="is not YAML"):
+        read_grid(tmp_path / "grid.yaml")
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_resumed_by_two_processes_nothing_is_missing_or_done_twice(values, tmp_path):
+    grid, out = tmp_path / "grid.yaml", tmp_path / "results"
+    grid.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "ssvd", "benchmark", str(grid), "--out", str(out), "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    chance, first_seen = random.Random(0), {}
+
+    def note() -> None:
+        for path in [*out.glob("cells/*.json"), *out.glob("trials/*.json")]:
+            written = path.stat().st_mtime_ns
+            assert first_seen.setdefault(path.name, written) == written, f"{path} was computed twice"
+
+    for _ in range(10):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+        time.sleep(chance.uniform(6, 20))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        note()
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=400)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    note()
+    assert without_chosen(ids(out)) == EXPECTED
+    done = [line.split()[1] for text in said for line in text.splitlines() if " WER " in line]
+    assert len(done) == len(set(done))
+    for result in read_results(out)[0]:
+        assert len(read_hypotheses(out, result)) == 16
+    fresh = tmp_path / "fresh"
+    assert subprocess.run([*command[:-3], str(fresh), "--device", "cpu"], env=environment, timeout=400).returncode == 0
+    for result in read_results(fresh)[0]:
+        other = next(r for r in read_results(out)[0] if r.id == result.id)
+        assert other.test == result.test and other.search == result.search
+    shutil.rmtree(out)
