@@ -63,6 +63,8 @@ def test_lengths_must_agree():
     with pytest.raises(ValueError, match="differ in number"):
         score(["a", "b"], ["a", "b"], speakers=["s"])
     with pytest.raises(ValueError, match="differ in number"):
+        score(["a", "b"], ["a", "b"], utterances=["u"])
+    with pytest.raises(ValueError, match="differ in number"):
         compare(["a"], ["a"], ["a", "b"])
 
 
@@ -109,6 +111,24 @@ def test_speakers_are_resampled_and_widen_the_interval():
 @pytest.mark.parametrize("speakers", [["s"] * 3, ["s", "t", None]])
 def test_one_speaker_or_an_unknown_one_leaves_utterances(speakers):
     assert score(["a", "b", "c"], ["a", "b", "x"], speakers=speakers).resampled == "utterances"
+
+
+@pytest.mark.parametrize("speakers", [None, ["s"] * 120])
+def test_copies_of_an_utterance_are_drawn_together(speakers):
+    references, names = ["a b c d"] * 40, [f"u{number}" for number in range(40)]
+    hypotheses, other = ["a b c d"] * 20 + ["a b x y"] * 20, ["a b c y"] * 40
+    once = score(references, hypotheses)
+    thrice = score(references * 3, hypotheses * 3, speakers=speakers, utterances=names * 3)
+    assert (thrice.wer_interval, thrice.resampled, thrice.utterances) == (once.wer_interval, "utterances", 120)
+    apart = score(references * 3, hypotheses * 3)
+    assert np.ptp(apart.wer_interval) < 0.7 * np.ptp(once.wer_interval)  # 1 / sqrt(3)
+    records = [
+        {"id": u, "reference": r, "hypothesis": h, "all": 1}
+        for u, r, h in zip(names, references, hypotheses, strict=True)
+    ]
+    assert score_by(records * 3, "all")["1"].wer_interval == once.wer_interval
+    paired = compare(references * 3, hypotheses * 3, other * 3, speakers=speakers, utterances=names * 3)
+    assert paired.interval == compare(references, hypotheses, other).interval
 
 
 def test_one_utterance_has_no_interval():

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import jiwer
@@ -41,7 +41,8 @@ def normaliser(name: str) -> Callable[[str], str]:
     if name not in _NORMALISERS:
         raise UserError(f"There is no normaliser {name!r}; choose one of {', '.join(_NORMALISERS)}.")
     normalise = _NORMALISERS[name]()
-    return lambda text: " ".join(normalise(text).split())
+    # Comparisons meet a text again and again, and Whisper's for English takes longer than the alignment.
+    return lru_cache(maxsize=1 << 17)(lambda text: " ".join(normalise(text).split()))
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def score(
     hypotheses: Sequence[str],
     *,
     speakers: Sequence[str | None] | None = None,
+    utterances: Sequence[str] | None = None,
     normaliser: str = "none",
     resamples: int = 1000,
     seed: int = 0,
@@ -109,13 +111,14 @@ def score(
     """Score hypotheses against references, one of each per utterance.
 
     CER counts blanks between words as characters, as jiwer does. The interval resamples speakers where all are known
-    and there are at least two (utterances of a speaker share their errors), else utterances.
+    and there are at least two (utterances of a speaker share their errors), else utterances. An utterance that comes
+    several times, as with a hypothesis for each of several seeds, is drawn whole: `utterances` then names each.
 
     Raises:
         ValueError: the sequences differ in length.
         UserError: there is no normaliser of that name.
     """
-    kept = _Kept.of(references, [hypotheses], speakers, normaliser)
+    kept = _Kept.of(references, [hypotheses], speakers, utterances, normaliser)
     words = _edits(jiwer.process_words, kept.references, kept.hypotheses[0])
     characters = _edits(jiwer.process_characters, kept.references, kept.hypotheses[0]).sum(axis=0)
     substitutions, deletions, insertions, length = (int(count) for count in words.sum(axis=0))
@@ -146,7 +149,8 @@ def score_by(
     """A score for each value of a field, numbers in order, then text, then "(unknown)".
 
     Args:
-        records: one mapping per utterance with `reference`, `hypothesis`, perhaps `speaker`, and any other fields.
+        records: one mapping per utterance with `reference`, `hypothesis`, perhaps `speaker`, and any other fields. An
+            `id` in all of them names the utterance, as `utterances` of `score` does.
         field: a field, or a field with bands of numbers, both ends included: `age:6-10,11-15`. A number in no band
             counts as "(other)".
 
@@ -164,11 +168,13 @@ def score_by(
     if not groups.keys() - {_UNKNOWN}:
         known = ", ".join(sorted({key for record in records for key in record})) or "none"
         raise UserError(f"No utterance has the field {name!r}; the fields are: {known}.")
+    named = all("id" in record for record in records)
     return {
         label: score(
             [record["reference"] for record in groups[label]],
             [record["hypothesis"] for record in groups[label]],
             speakers=[record.get("speaker") for record in groups[label]],
+            utterances=[record["id"] for record in groups[label]] if named else None,
             normaliser=normaliser,
             resamples=resamples,
             seed=seed,
@@ -183,6 +189,7 @@ def compare(
     second: Sequence[str],
     *,
     speakers: Sequence[str | None] | None = None,
+    utterances: Sequence[str] | None = None,
     normaliser: str = "none",
     resamples: int = 1000,
     seed: int = 0,
@@ -195,7 +202,7 @@ def compare(
         ValueError: the sequences differ in length.
         UserError: there is no normaliser of that name.
     """
-    kept = _Kept.of(references, [first, second], speakers, normaliser)
+    kept = _Kept.of(references, [first, second], speakers, utterances, normaliser)
     edits = [_edits(jiwer.process_words, kept.references, hypotheses) for hypotheses in kept.hypotheses]
     columns = np.stack([*(counts[:, :3].sum(axis=1) for counts in edits), edits[0][:, 3]], axis=1)
     errors1, errors2, words = (int(count) for count in columns.sum(axis=0))
@@ -237,22 +244,26 @@ class _Kept:
         references: Sequence[str],
         systems: Sequence[Sequence[str]],
         speakers: Sequence[str | None] | None,
+        utterances: Sequence[str] | None,
         normaliser_name: str,
     ) -> "_Kept":
-        lengths = {len(texts) for texts in (references, *systems, references if speakers is None else speakers)}
-        if len(lengths) > 1:
-            raise ValueError(f"references, hypotheses and speakers differ in number: {sorted(lengths)}")
-        normalise = normaliser(normaliser_name)
         speakers = [None] * len(references) if speakers is None else speakers
+        names_of: Sequence[object] = range(len(references)) if utterances is None else utterances
+        lengths = {len(column) for column in (references, *systems, speakers, names_of)}
+        if len(lengths) > 1:
+            raise ValueError(f"references, hypotheses, speakers and utterances differ in number: {sorted(lengths)}")
+        normalise = normaliser(normaliser_name)
         normalised = [normalise(reference) for reference in references]
-        rows = [row for row in zip(normalised, speakers, *systems, strict=True) if row[0]]
+        rows = [row for row in zip(normalised, speakers, names_of, *systems, strict=True) if row[0]]
+        number_of: dict[object, int] = {}
         names, speaker_of = np.unique([str(row[1]) for row in rows], return_inverse=True)
+        utterance_of = np.array([number_of.setdefault(row[2], len(number_of)) for row in rows], dtype=np.int64)
         known = bool(rows) and all(row[1] is not None for row in rows)
         by_speaker = known and len(names) > 1
         return cls(
             references=[row[0] for row in rows],
-            hypotheses=[[normalise(row[2 + system]) for row in rows] for system in range(len(systems))],
-            units=speaker_of if by_speaker else np.arange(len(rows)),
+            hypotheses=[[normalise(row[3 + system]) for row in rows] for system in range(len(systems))],
+            units=speaker_of if by_speaker else utterance_of,
             resampled="speakers" if by_speaker else "utterances",
             speakers=len(names) if known else None,
             empty=len(normalised) - len(rows),

@@ -118,10 +118,17 @@ def run_benchmark(
 
 
 def in_turn(grid: Grid, out: Path, tasks: Sequence[Task], device: str) -> Iterator[Outcome]:
-    """Do tasks one after the other in this process, and leave out those that another process has taken."""
+    """Do the tasks of a group one after the other in this process, and leave out those that another has taken.
+
+    The group is the first of which there is one to do: groups are finished one by one.
+    """
+    group = None
     for task in tasks:
+        if group not in (None, task.group):
+            return
         words = run_locked(grid, out, task, device)
         if words is not None:
+            group = task.group
             yield task, words
 
 
