@@ -311,13 +311,24 @@ def benchmark(
     small: Annotated[bool, typer.Option("--small", help="On the embedded recogniser and synthetic speech.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the adapters of finished cells.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="Compute on Ray: 'local', or the address of a cluster that shares OUT.")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="With --ray: share of a GPU for each cell.")] = 0,
+    cpus: Annotated[float, typer.Option(min=0, help="With --ray: cores for each cell.")] = 1,
     device: Device = "auto",
 ) -> None:
     """Compare methods: learning rates chosen on dev, then every seed trained and tested once."""
     from .benchmark.grid import read_grid
     from .benchmark.run import run_benchmark
 
-    run_benchmark(read_grid(grid, small=small), out, device=device, keep_runs=keep_runs, retry=retry, console=console)
+    read = read_grid(grid, small=small)
+    execute = None
+    if ray is not None:
+        from .benchmark.on_ray import on_ray
+
+        execute = on_ray(ray, gpus, cpus)
+    run_benchmark(read, out, device=device, keep_runs=keep_runs, retry=retry, console=console, execute=execute)
 
 
 def _portions(split: str) -> dict[str, float]:

@@ -29,6 +29,8 @@ _WAIT = 5  # seconds, where all that is left is in the hands of other processes
 
 Outcome = tuple[Task, str]
 """A task, and in words what came of it."""
+Execute = Callable[[Grid, Path, Sequence[Task], str], Iterator[Outcome]]
+"""Does tasks of a grid, for results in a folder, on a device, and yields what came of each."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def run_benchmark(
     keep_runs: bool = False,
     retry: bool = False,
     console: Console | None = None,
-    execute: Callable[[Grid, Path, Sequence[Task], str], Iterator[Outcome]] | None = None,
+    execute: Execute | None = None,
 ) -> None:
     """Compute all cells of a grid that are not there yet.
 
