@@ -331,6 +331,30 @@ def benchmark(
     run_benchmark(read, out, device=device, keep_runs=keep_runs, retry=retry, console=console, execute=execute)
 
 
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder of `ssvd benchmark`, finished or not.")],
+    html: Annotated[Path, typer.Option(help="The page; it opens from disk and asks no network for anything.")] = Path(
+        "report.html"
+    ),
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PNG and PDF.")] = None,
+    audio: Annotated[bool, typer.Option(help="Put the sound of some utterances into the page.")] = True,
+    csv: Annotated[bool, typer.Option("--csv", help="Print the main table as CSV instead.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the main table as LaTeX instead.")] = False,
+) -> None:
+    """Show the results of a benchmark: one page, and figures for papers."""
+    from .benchmark import report as reports
+
+    if csv or latex:
+        print(reports.results_csv(results) if csv else reports.results_latex(results))
+        return
+    reports.write_report(results, html, audio=audio)
+    console.print(f"{html} is the page; open it in a browser.", highlight=False)
+    if figures is not None:
+        written = reports.write_figures(results, figures)
+        console.print(f"{figures} holds {len(written)} figures.", highlight=False)
+
+
 def _portions(split: str) -> dict[str, float]:
     try:
         shares = [float(part) for part in split.split("/")]

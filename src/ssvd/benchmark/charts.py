@@ -1,0 +1,363 @@
+"""What the charts of a benchmark show, without a plotting library: the page and the figures draw the same ones."""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from .statistics import FROZEN, FULL, Interval, Row, Study, Texts, group_rates, is_peft, is_ssvd
+from .tables import Column, Table, Value, notes, percents, shown
+
+POINTS = "percentage points"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method is drawn everywhere: a colour on light and on dark ground, and a marker, which bars hatch."""
+
+    light: str
+    dark: str
+    marker: str  # Plotly's name
+    matplotlib: str
+    hatch: str  # the same for both
+
+
+# Told apart by people who see no red or no green, as by their lightness; ink and grey are the grounds' own.
+_COLOURS = {
+    "blue": ("#0068b5", "#5cb0f5"),
+    "vermilion": ("#c84c00", "#ff8c4a"),
+    "green": ("#00805c", "#35cfa1"),
+    "purple": ("#a3418c", "#e79bd3"),
+    "amber": ("#a87400", "#f2bb3f"),
+    "brown": ("#6b4a2f", "#c9a17a"),
+    "ink": ("#1c2126", "#f0f2f4"),
+    "grey": ("#6a737d", "#9aa4af"),
+}
+_MARKERS = {
+    "circle": ("o", ""),
+    "square": ("s", "/"),
+    "diamond": ("D", "\\"),
+    "triangle-up": ("^", "x"),
+    "triangle-down": ("v", "-"),
+    "hexagon": ("h", "|"),
+    "pentagon": ("p", "+"),
+    "cross": ("P", "."),
+    "star": ("*", ""),
+    "x": ("X", "x"),
+}
+_KNOWN = {
+    FROZEN: ("grey", "x"),
+    FULL: ("ink", "star"),
+    "ssvd": ("blue", "circle"),
+    "ssvd strict": ("purple", "hexagon"),
+    "ssvd neumann": ("green", "diamond"),
+    "ssvd none": ("amber", "triangle-up"),
+    "ssvd output": ("brown", "triangle-down"),
+    "ssvd both": ("green", "cross"),
+    "lora": ("vermilion", "square"),
+    "dora": ("amber", "diamond"),
+    "pissa": ("brown", "cross"),
+    "vera": ("purple", "triangle-down"),
+    "svft": ("green", "triangle-up"),
+    "svft plain": ("purple", "square"),
+    "svft random": ("amber", "pentagon"),
+    "svft top-k": ("brown", "star"),
+    "psoft": ("purple", "diamond"),
+    "oft": ("brown", "hexagon"),
+}
+
+
+def styles(methods: Iterable[str]) -> dict[str, Style]:
+    """The style of each method, no two alike; one that is not known here gets a free one by its name."""
+    free = [
+        (colour, marker)
+        for marker in _MARKERS
+        for colour in _COLOURS
+        if colour not in ("ink", "grey") and (colour, marker) not in _KNOWN.values()
+    ]
+    chosen = {}
+    for method in sorted(set(methods)):
+        # When all are given out, methods begin to look alike.
+        colour, marker = _KNOWN.get(method) or free[zlib.crc32(method.encode()) % len(free)]
+        if method not in _KNOWN and len(free) > 1:
+            free.remove((colour, marker))
+        chosen[method] = Style(*_COLOURS[colour], marker, *_MARKERS[marker])
+    return chosen
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark: where, its 95 % intervals, and what is said of it, in lines."""
+
+    x: float | str
+    y: float
+    y_interval: Interval | None = None
+    x_interval: Interval | None = None
+    name: str = ""
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one method, joined by a line or not."""
+
+    name: str
+    method: str
+    points: tuple[Point, ...]
+    line: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """One pair of axes: numbers across, on a log scale or not, or categories in their order, as bars or not.
+
+    `level` is a horizontal line, such as the frozen model's error rate, and `front` a Pareto front, from left to right.
+    """
+
+    label: str
+    x_title: str
+    y_title: str
+    series: tuple[Series, ...]
+    log: bool = False
+    categories: tuple[str, ...] = ()
+    bars: bool = False
+    level: float | None = None
+    front: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def level_fits(self) -> bool:
+        """Whether the level can be drawn without squeezing what the series show."""
+        if self.level is None:
+            return False
+        points = [point for series in self.series for point in series.points]
+        bounds = [bound for point in points for bound in (point.y, *(point.y_interval or ()))] or [self.level]
+        low, high = (0.0 if self.bars else min(bounds)), max(bounds)
+        return self.bars or low - (high - low) <= self.level <= high + (high - low)
+
+    def table(self) -> Table:
+        """The numbers behind it."""
+        points = [point for series in self.series for point in series.points]
+        spec = ",d" if all(isinstance(point.x, int) for point in points) else ",.6g"
+        columns = [Column("Method and budget"), Column(self.x_title, spec), Column(self.y_title)]
+        rows: list[tuple[Value, ...]] = [(point.name, point.x, point.y) for point in points]
+        for title, intervals in (
+            (f"{self.x_title}: 95 %", [point.x_interval for point in points]),
+            (f"{self.y_title}: 95 %", [point.y_interval for point in points]),
+        ):
+            if any(intervals):
+                columns.append(Column(title))
+                rows = [(*row, interval) for row, interval in zip(rows, intervals, strict=True)]
+        return Table(tuple(columns), tuple(rows))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Views of the same thing, of which a reader chooses one."""
+
+    name: str
+    title: str
+    note: str
+    views: tuple[View, ...]
+
+
+def charts(study: Study, texts: Texts, *, resamples: int = 1000) -> list[Chart]:
+    """The charts for which a study has the rows."""
+    made = [
+        _parameters(study),
+        _costs(study),
+        _convergence(study),
+        _sweep(study),
+        _variants(study),
+        _forgetting(study),
+        _groups(study, texts, resamples),
+    ]
+    return [chart for chart in made if chart is not None and any(view.series for view in chart.views)]
+
+
+def _parameters(study: Study) -> Chart:
+    level = _frozen_wer(study)
+    trained = [row for row in study.rows if row.method != FROZEN]
+    front = sorted((row.trainable_parameters, 100 * row.wer) for row in trained if row.pareto and row.wer is not None)
+    view = View(
+        "Trained parameters",
+        "trained parameters",
+        "test WER (%)",
+        _by_method(study, trained, lambda row: row.trainable_parameters),
+        log=True,
+        level=level,
+        front=tuple(front),
+    )
+    note = (
+        "Bars: 95 % bootstrap intervals over {units} of the test set. Dotted: the Pareto front, methods that no other "
+        "beats with as few trained parameters. Down and left is better."
+    )
+    return Chart("parameters", "WER against trained parameters", note.format(units=units(study)), (view,))
+
+
+def _costs(study: Study) -> Chart:
+    trained = [row for row in study.rows if row.method != FROZEN]
+    costs: list[tuple[str, str, Callable[[Row], float], bool]] = [
+        ("Training time", "training time (s)", lambda row: row.training_seconds, False),
+        ("Peak memory", "peak memory in training (MB)", lambda row: row.peak_memory_bytes / 1e6, False),
+        ("Adapter size", "size of the stored weights (MB)", lambda row: row.adapter_bytes / 1e6, True),
+    ]
+    views = tuple(
+        View(label, title, "test WER (%)", _by_method(study, trained, of, line=False), log, level=_frozen_wer(study))
+        for label, title, of, log in costs
+    )
+    note = (
+        "Times are medians over seeds, and compare only where all ran on the same machine; see how it was made, below."
+    )
+    return Chart("costs", "WER against costs", note, views)
+
+
+def _convergence(study: Study) -> Chart:
+    usual = _usual_budget(study)
+    budgets = _budgets([row for row in study.rows if is_peft(row.method)])
+    views = []
+    for budget in sorted(budgets, key=lambda budget: budget != usual) or [""]:
+        by_epoch: list[Series] = []
+        by_time: list[Series] = []
+        for row in study.rows:
+            if row.method == FROZEN or row.budget not in ("", budget):
+                continue
+            steps = list(zip(*(result.series for result in row.results), strict=False))
+            wers = [100 * fmean(epoch.dev_wer for epoch in step) for step in steps]
+            numbers = [float(step[0].epoch) for step in steps]
+            times = [fmean(epoch.seconds for epoch in step) for step in steps]
+            for series, xs in ((by_epoch, numbers), (by_time, times)):
+                marks = (Point(x, y, name=row.name, lines=_lines(study, row)) for x, y in zip(xs, wers, strict=True))
+                series.append(Series(row.name, row.method, tuple(marks), line=True))
+        at = f", {budget}" if len(budgets) > 1 else ""
+        for label, title, found in (("Epochs", "epoch", by_epoch), ("Seconds", "seconds of training", by_time)):
+            views.append(View(label + at, title, "dev WER (%)", tuple(one for one in found if one.points)))
+    note = "Mean over seeds of the WER on the dev set, by which learning rate and epoch are chosen."
+    return Chart("convergence", "Convergence", note, tuple(view for view in views if view.series))
+
+
+def _sweep(study: Study) -> Chart | None:
+    counts = Counter(row.method for row in study.rows if is_peft(row.method))
+    swept = [row for row in study.rows if counts[row.method] > 1]
+    if not swept:
+        return None
+    view = View(
+        "Budgets",
+        "budget",
+        "test WER (%)",
+        _by_method(study, swept, lambda row: row.budget),
+        categories=_budgets(swept),
+        level=_frozen_wer(study),
+    )
+    return Chart("budgets", "WER against budget", "Methods with several budgets, from the smallest up.", (view,))
+
+
+def _variants(study: Study) -> Chart | None:
+    kin = [row for row in study.rows if is_ssvd(row.method)]
+    counts = Counter(row.budget for row in kin)
+    compared = [row for row in kin if counts[row.budget] > 1]
+    if not compared:
+        return None
+    view = View(
+        "Variants",
+        "budget",
+        "test WER (%)",
+        _by_method(study, compared, lambda row: row.budget, line=False),
+        categories=_budgets(compared),
+        bars=True,
+        level=_frozen_wer(study),
+    )
+    note = "Forms of the rotation, and the sides that it turns, at equal budgets."
+    return Chart("variants", "Variants of SSVD", note, (view,))
+
+
+def _forgetting(study: Study) -> Chart | None:
+    sources = list(dict.fromkeys(corpus for row in study.rows for corpus in row.forgetting))
+    views = []
+    for source in sources:
+        series: dict[str, list[Point]] = {}
+        for row in study.rows:
+            gain, loss = row.against_frozen, row.forgetting.get(source)
+            if gain is None or loss is None:
+                continue
+            gains = None if gain.interval is None else (-100 * gain.interval[1], -100 * gain.interval[0])
+            x, y = -100 * gain.difference, 100 * loss.difference
+            point = Point(x, y, percents(loss.interval), gains, row.name, _lines(study, row))
+            series.setdefault(row.method, []).append(point)
+        made = tuple(Series(method, method, tuple(points)) for method, points in series.items())
+        titles = f"gain on {study.corpus} ({POINTS})", f"forgetting on {source} ({POINTS})"
+        views.append(View(source, *titles, made, level=0.0))
+    note = (
+        "Gain: fewer errors than the frozen model on the test set. Forgetting: more errors than it on a corpus of the "
+        "domain that the model comes from. Down and right is better. Bars: paired 95 % bootstrap intervals."
+    )
+    return Chart("forgetting", "Forgetting against gain", note, tuple(views)) if views else None
+
+
+def _groups(study: Study, texts: Texts, resamples: int) -> Chart | None:
+    usual = _usual_budget(study)
+    rows = [row for row in study.rows if row.budget in ("", usual)]
+    views = []
+    for field in dict.fromkeys(field for row in rows for r in row.results for field in r.test.groups):
+        series, values = [], {}
+        for row in rows:
+            rates = group_rates(row, field, texts, resamples=resamples)
+            values.update(dict.fromkeys(rates))
+            points = tuple(
+                Point(value, 100 * rate.wer, percents(rate.interval), name=row.name) for value, rate in rates.items()
+            )
+            if points:
+                series.append(Series(row.name, row.method, points))
+        field_name = field.partition(":")[0]
+        views.append(View(field_name, field_name, "test WER (%)", tuple(series), categories=tuple(values), bars=True))
+    note = "Bars: 95 % bootstrap intervals within the group; those of small groups are rough."
+    if usual:
+        note += f" Methods at budget {usual}."
+    return Chart("groups", "WER by group", note, tuple(views)) if views else None
+
+
+def units(study: Study) -> str:
+    """What the intervals of a study resample."""
+    return " and ".join(sorted({row.resampled for row in study.rows}))
+
+
+def _by_method(
+    study: Study, rows: Sequence[Row], x: Callable[[Row], float | str], line: bool = True
+) -> tuple[Series, ...]:
+    series: dict[str, list[Point]] = {}
+    for row in rows:
+        if row.wer is not None:
+            point = Point(x(row), 100 * row.wer, percents(row.interval), None, row.name, _lines(study, row))
+            series.setdefault(row.method, []).append(point)
+    return tuple(Series(method, method, tuple(points), line) for method, points in series.items())
+
+
+def _lines(study: Study, row: Row) -> tuple[str, ...]:
+    lines = [
+        f"{row.trainable_parameters:,} trained parameters ({100 * row.share:.3g} %)",
+        f"setting {row.setting:g}" if row.setting is not None else "",
+        "learning rate " + ", ".join(f"{rate:g}" for rate in row.learning_rates) if row.learning_rates else "",
+        f"{len(row.results)} seed" + ("s" if len(row.results) > 1 else ""),
+        f"WER {shown(100 * row.wer, '.2f')} % {shown(percents(row.interval), '.2f')}" if row.wer is not None else "",
+        f"s over seeds {100 * row.spread:.2f}" if row.spread is not None else "",
+        notes(study, row),
+    ]
+    return tuple(line for line in lines if line)
+
+
+def _budgets(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Budgets from the smallest up, by what they train."""
+    smallest: dict[str, int] = {}
+    for row in rows:
+        smallest[row.budget] = min(row.trainable_parameters, smallest.get(row.budget, row.trainable_parameters))
+    return tuple(sorted(smallest, key=lambda budget: (smallest[budget], budget)))
+
+
+def _usual_budget(study: Study) -> str:
+    """The budget at which methods are shown side by side: that of the row that does best on dev."""
+    return "" if study.best is None else study.best.budget
+
+
+def _frozen_wer(study: Study) -> float | None:
+    frozen = study.row(FROZEN)
+    return None if frozen is None or frozen.wer is None else 100 * frozen.wer

@@ -1,0 +1,54 @@
+"""Computing cells on a Ray cluster, as many at a time as it has room for; its nodes share a file system."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..errors import UserError
+from .cells import Task, failure, write_record
+from .grid import Grid
+from .run import Execute, Outcome, run_locked
+
+
+def on_ray(address: str, gpus: float = 0, cpus: float = 1) -> Execute:
+    """What `run_benchmark` takes to execute tasks.
+
+    Args:
+        address: "local" starts Ray on this machine; else that of a cluster, such as "auto" or "HOST:6379".
+        gpus: Share of a GPU for each task.
+        cpus: Cores for each task.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError("Ray is not installed here; install it with: pip install 'ssvd[ray]'") from None
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"There is no Ray cluster at {address!r} ({' '.join(str(error).split())}).") from None
+    # A task that is lost with its node goes on with what it left behind.
+    remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=2)(run_locked)
+
+    def execute(grid: Grid, out: Path, tasks: Sequence[Task], device: str) -> Iterator[Outcome]:
+        running = {remote.remote(grid, out, task, device): task for task in tasks}
+        while running:
+            (reference,), _ = ray.wait(list(running), num_returns=1)
+            task, started = running.pop(reference), datetime.now(UTC)
+            try:
+                words = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                for other in running:
+                    ray.cancel(other, force=True)
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                reason = f"Its worker was lost ({type(error).__name__})."
+                write_record(out, failure(task, task.id, reason, "cpu", started))
+                words = f"failed: {reason}"
+            if words is not None:
+                yield task, words
+
+    return execute
