@@ -1,5 +1,6 @@
 """Computing cells on a Ray cluster, as many at a time as it has room for; its nodes share a file system."""
 
+import socket
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,8 +28,11 @@ def on_ray(address: str, gpus: float = 0, cpus: float = 1) -> Execute:
         raise UserError("Ray is not installed here; install it with: pip install 'ssvd[ray]'") from None
     if not ray.is_initialized():
         try:
+            host, _, port = address.rpartition(":")
+            if port.isdigit():  # Ray itself tries for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"There is no Ray cluster at {address!r} ({' '.join(str(error).split())}).") from None
     # A task that is lost with its node goes on with what it left behind.
     remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=2)(run_locked)
