@@ -18,6 +18,7 @@ from ssvd.benchmark.cells import Task
 from ssvd.benchmark.grid import Group, checked_grid, read_grid
 from ssvd.benchmark.results import Failure, read_hypotheses, read_records, read_results
 from ssvd.benchmark.run import best_rate, progress_of, rates_to_try, run_benchmark
+from ssvd.cli import app
 from ssvd.errors import UserError
 from ssvd.methods import METHODS
 
@@ -92,6 +93,8 @@ def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
     run_benchmark(grid, out, device="cpu", console=log)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == times
+    app(["report", str(out), "--html", str(tmp_path / "report.html")], standalone_mode=False)
+    assert "tiny on child" in (tmp_path / "report.html").read_text(encoding="utf-8")
     # A further method and seed are computed in addition; another schedule would not be comparable.
     more = checked_grid(values | {"methods": [*values["methods"], {"pissa": "rank=2"}], "seeds": [3]}, "grid")
     run_benchmark(more, out, device="cpu", console=log)
