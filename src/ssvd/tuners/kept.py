@@ -29,18 +29,31 @@ class Kept(Generic[T]):
 
     def __init__(self) -> None:
         self.value: T | None = None
-        self._parts: Sequence[Tensor] = ()
-        self._state: list[object] | None = None
+        # Each tensor, its version counter, address, and whether it is trained.
+        self._found: list[tuple[Tensor, int, int, bool]] = []
+        self._settings: object = None
+        self._steps: int | None = None  # None: nothing that an optimiser would change
         self._passes = 0
         self.is_asked_again = False
 
-    def get(self, parts: Sequence[Tensor], settings: object = None) -> T | None:
-        """The value that was kept for the same tensors and settings, or None."""
-        if self._state is None or self._state != _state(parts, settings):
+    def get(self, parts: Sequence[Tensor | None], settings: object = None) -> T | None:
+        """The value that was kept for the same tensors and settings, or None; None too where a tensor is missing."""
+        # Asked for each token in each layer, so by comparisons alone.
+        if self._settings != settings or len(self._found) != len(parts):
+            return None
+        for part, (known, version, pointer, is_trained) in zip(parts, self._found, strict=True):
+            if (
+                part is not known
+                or part._version != version
+                or part.data_ptr() != pointer
+                or part.requires_grad != is_trained
+            ):
+                return None
+        if self._steps is not None and self._steps != _optimiser_steps:
             return None
         if in_backward():
             return self.value
-        if self._passes != _backward_passes and any(part.requires_grad and part.grad is None for part in parts):
+        if self._passes != _backward_passes and any(p.requires_grad and p.grad is None for p, *_ in self._found):
             return None
         self.is_asked_again = True
         return self.value
@@ -54,8 +67,9 @@ class Kept(Generic[T]):
         """
         if not any(part.is_inference() for part in parts):  # those have no version counter
             self.value = None if only_if_asked_again and not self.is_asked_again else value
-            # With the parts, so that no other tensor gets the id of one of them.
-            self._parts, self._state, self._passes = parts, _state(parts, settings), _backward_passes
+            self._found = [(part, part._version, part.data_ptr(), part.requires_grad) for part in parts]
+            self._steps = _optimiser_steps if any(part.requires_grad for part in parts) else None
+            self._settings, self._passes = settings, _backward_passes
         return value
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,15 +88,6 @@ def _note_optimiser_step(*_: object) -> None:
 
 
 register_optimizer_step_post_hook(_note_optimiser_step)
-
-
-def _state(parts: Sequence[Tensor], settings: object) -> list[object]:
-    state: list[object] = [settings, None]
-    for part in parts:
-        state += id(part), part._version, part.data_ptr()
-        if part.requires_grad:
-            state[1] = _optimiser_steps
-    return state
 
 
 def in_backward() -> bool:

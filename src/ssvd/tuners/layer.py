@@ -69,7 +69,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         self.out_features, self.in_features = self._stored(base_layer.weight).shape
         self.register_buffer("_unmerged_weight", None, persistent=False)
         self._weights: dict[tuple[str, ...], Kept[Tensor]] = {}  # by the adapters that are active
-        self._ready: tuple[Kept[Tensor], Any, list[tuple[dict[str, Any], str]]] | None = None
+        self._ready: tuple[Kept[Tensor], Any, list[tuple[dict[str, Any], str]], str, torch.dtype] | None = None
         self._fits: dict[str, Kept[bool]] = {}
         self._has_shared_input = self._keeps_input = False
 
@@ -214,7 +214,8 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         if torch.is_grad_enabled():
             return self._differentiable(x, adapters, kept)
         if alone and {"weight", "bias"} <= base._parameters.keys():  # else they are computed, by a parametrisation
-            self._ready = kept, copy(self._active_adapter), [(base._parameters, "weight"), *self._sources(adapters)]
+            sources = [(base._parameters, "weight"), *self._sources(adapters)]
+            self._ready = kept, copy(self._active_adapter), sources, base.weight.device.type, base.weight.dtype
         return linear(x, weight, base.bias)
 
     def _differentiable(self, x: Tensor, adapters: list[str], kept: Kept[Tensor] | None) -> Tensor:
@@ -260,11 +261,12 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         """The adapted weight, where it can be used as it is; asked for each token in each layer, so in microseconds."""
         if torch.compiler.is_compiling() or self._ready is None or self.training or torch.is_grad_enabled():
             return None
-        kept, active, sources = self._ready
+        kept, active, sources, device, dtype = self._ready
         if self._disable_adapters or self.merged_adapters or self._active_adapter != active:
             return None
-        parts: list[Any] = [parameters.get(name) for parameters, name in sources]
-        return None if any(part is None for part in parts) else kept.get(parts, compute_dtype(parts[0]))
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return kept.get([parameters.get(name) for parameters, name in sources], dtype)
 
     def _sources(self, adapters: list[str]) -> list[tuple[dict[str, Any], str]]:
         """Where the parameters of adapters stand: mappings and keys."""
