@@ -78,23 +78,23 @@ def run_benchmark(
     with FileLock(out / "prepare.lock"):
         for item in prepare_corpora(grid, out, console):
             console.print(f"left out: {item.where}: {item.reason}", highlight=False, markup=False)
-    groups = _reachable(grid, out, device, console)
+    unfinished = _reachable(grid, out, device, console)
+    progress: dict[Group, Progress] = {}
     began, done_before = time.monotonic(), None
     complained: set[str] = set()
-    while groups:
-        progress: dict[Group, Progress] = {}
-        for group in list(groups):
+    while True:
+        for group in list(unfinished):
             try:
                 progress[group] = progress_of(grid, out, group)
             except UserError as error:  # a record that cannot be read
                 console.print(f"[red]{group.id} is left alone:[/] {error}", highlight=False)
-                groups.remove(group)
-        ready = [task for state in progress.values() for task in state.ready]
-        for group, state in progress.items():
-            if not state.ready:
-                groups.remove(group)
+                unfinished.remove(group)
+                continue
+            if not progress[group].ready:
+                unfinished.remove(group)
                 if not keep_runs:
                     _remove_runs(out, group)
+        ready = [task for group in unfinished for task in progress[group].ready]
         if not ready:
             break
         done, total = (sum(getattr(state, name) for state in progress.values()) for name in ("done", "total"))
