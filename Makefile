@@ -51,7 +51,7 @@ bench: setup
 	  --json $(RESULTS)/step_small_10s.json
 	$(STEP) --size small --batch 8 --labels 24 --methods "$(NEAREST)" --json $(RESULTS)/step_small_10s_8.json
 	$(STEP) --size tiny --batch 4 --methods "frozen compiled,lora,lora compiled,ssvd approx,ssvd approx compiled" \
-	  --compiled --json $(RESULTS)/step_compiled.json
+	  --compiled --steps 5 --json $(RESULTS)/step_compiled.json
 	$(RUN) benchmarks/layer_growth.py --json $(RESULTS)/layer_growth.json --plot docs/layer-growth.png
 	$(RUN) benchmarks/token_stride.py --json $(RESULTS)/token_stride.json
 	$(RUN) benchmarks/decoding.py --json $(RESULTS)/decoding.json

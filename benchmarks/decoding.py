@@ -29,7 +29,7 @@ def main(
     window: Annotated[float, typer.Option(help="Seconds of audio an utterance.")] = 10.0,
     batches: Annotated[str, typer.Option(help="Utterances at a time, by comma.")] = "1,8",
     tokens: Annotated[int, typer.Option(help="Tokens an utterance.")] = 48,
-    rounds: Annotated[int, typer.Option(help="Timed rounds, after one that is not.")] = 7,
+    rounds: Annotated[int, typer.Option(help="Timed rounds, after one that is not.")] = 9,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the figures to.")] = None,
 ) -> None:

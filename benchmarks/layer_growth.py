@@ -112,7 +112,8 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
                 axis.minorticks_off()
         line[0].set_ylabel("time of a step / frozen layer")
         line[0].set_ylim(0.9, 3.5)
-    axes[0][0].legend()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(file, dpi=80)
 
 
