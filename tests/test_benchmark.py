@@ -229,6 +229,13 @@ def test_what_is_wrong_with_a_grid_is_said(values, changes, message):
 
 
 def test_an_empty_corpus_and_a_foreign_folder_are_refused(values, tmp_path):
+    values["corpora"]["child"]["by"] = ["age:6-10"]
+    with pytest.raises(
+        UserError, match="No utterance of the test set of child has the field 'age'; the fields are: acc"
+    ):
+        run_benchmark(checked_grid(values, "grid"), tmp_path / "results", device="cpu")
+    values["corpora"]["child"]["by"] = []
+    shutil.rmtree(tmp_path / "results")
     with pytest.raises(UserError, match=r"none\.csv does not exist"):
         values["corpora"]["child"]["test"] = str(tmp_path / "none.csv")
         run_benchmark(checked_grid(values, "grid"), tmp_path / "results", device="cpu")

@@ -107,13 +107,17 @@ def test_label_longer_than_the_decoder_is_told(refused, table, embedded, tmp_pat
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--method", "magic"], "There is no method 'magic'; choose one of ssvd, lora, full."),
-        (["--portion", "1.5"], "The portion 1.5 must lie above 0 and be at most 1."),
-        (["--rank", "5000"], "The rank 5000 must lie between 1 and 192"),
+        (["--method", "magic"], "There is no method 'magic'; choose one of ssvd, ssvd strict, "),
+        (["--budget", "p=1.5"], "The portion 1.5 must lie above 0 and be at most 1."),
+        (["--budget", "much"], "The budget 'much' cannot be read: write p=0.4 "),
+        (["--method", "lora", "--budget", "rank=5000"], "rank=5000 is not possible for 'lora': it must lie between 1"),
+        (
+            ["--method", "vera"],
+            "The method 'vera' cannot train about 128,744 parameters of these layers: the nearest is",
+        ),
         (["--also-train", "nothing"], "no module 'nothing' to train"),
         (["--epochs", "0"], "--epochs: Input should be greater than or equal to 1, but it is 0."),
         (["--learning-rate", "-1"], "--learning-rate: Input should be greater than 0, but it is -1.0."),
-        (["--rotation", "wild"], "--rotation: Input should be 'approx', 'neumann', 'strict' or 'none', but it is"),
         (["--token-stride", "0"], "--token-stride: Input should be greater than or equal to 1, but it is 0."),
         (["--device", "tpu"], "--device: Input should be 'auto', 'cpu', 'cuda' or 'mps', but it is 'tpu'."),
         (["--where", "height<3"], "'height<3' names an unknown field; there are age, "),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lhotse import CutSet
+
 from .data import Skipped, field_names, field_value, read_corpus, select
 from .errors import UserError
 from .hardware import pick_device
@@ -95,12 +97,7 @@ def evaluate(
         corpus = read_corpus(path, skip_bad=skip_bad)
         skipped += corpus.skipped
         cuts = select(corpus.cuts, where)
-        for field in by:
-            field_name = field.partition(":")[0]
-            if field_name not in field_names(cuts):
-                known = ", ".join(field_names(cuts))
-                raise UserError(f"No utterance of {path} has the field {field_name!r}; the fields are: {known}.")
-            score_by(_records(cuts, [""] * len(cuts), by), field, resamples=2)  # refuses bad bands before any decoding
+        check_fields(cuts, by, path)
         chosen[name] = by_length(cuts)
     texts: dict[tuple[str, str], list[str]] = {}
     seconds: dict[tuple[str, str], float] = {}
@@ -152,6 +149,20 @@ def evaluate(
         rows = [evaluation.as_dict() for evaluation in evaluations]
         write_json(out / "result.json", {"model": model, "normaliser": normaliser, "beams": beams, "results": rows})
     return evaluations, skipped
+
+
+def check_fields(cuts: CutSet, by: Sequence[str], name: str | Path) -> None:
+    """Check, before any decoding, that scores of a corpus can be broken down by these fields.
+
+    Raises:
+        UserError: No utterance has one of them, or its bands cannot be read.
+    """
+    for field in by:
+        field_name = field.partition(":")[0]
+        if field_name not in field_names(cuts):
+            known = ", ".join(field_names(cuts))
+            raise UserError(f"No utterance of {name} has the field {field_name!r}; the fields are: {known}.")
+        score_by(_records(cuts, [""] * len(cuts), by), field, resamples=2)
 
 
 def by_length(cuts: Iterable[Any]) -> list[Any]:

@@ -17,7 +17,7 @@ from ..adapt import AdaptOptions, adapt
 from ..data import Skipped, field_value, read_corpus, select, write_cuts
 from ..data.synthetic import write_corpus
 from ..errors import StoppedError, UserError
-from ..evaluate import by_length, decode
+from ..evaluate import by_length, check_fields, decode
 from ..hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ..methods import Budget, find_method, linear_shapes, parameters
 from ..runs import load_adapted, write_json
@@ -97,7 +97,10 @@ def prepare_corpora(grid: Grid, out: Path, console: Console) -> list[Skipped]:
             corpora = [read_corpus(path, skip_bad=grid.skip_bad) for path in paths]
             skipped += [item for corpus in corpora for item in corpus.skipped]
             cuts = CutSet.from_cuts(cut for corpus in corpora for cut in corpus.cuts)
-            write_cuts(cuts if part in parts.sources else select(cuts, parts.where), folder / f"{part}.jsonl.gz")
+            cuts = cuts if part in parts.sources else select(cuts, parts.where)
+            if part == TEST:
+                check_fields(cuts, parts.by, f"the test set of {name}")
+            write_cuts(cuts, folder / f"{part}.jsonl.gz")
         (folder / "complete").touch()
     return skipped
 
@@ -110,21 +113,13 @@ def _synthetic(parts: CorpusParts, folder: Path) -> CorpusParts:
         part: str(write_corpus(folder / "speech" / part, "adult" if part == "adult" else kind, count, speakers, seed))
         for part, (count, speakers, seed) in sizes.items()
     }
-    adult = [tables.pop("adult")]
-    by = parts.by or ["accent"]
-    return parts.model_copy(
-        update={part: [table] for part, table in tables.items()} | {"sources": {"adult": adult}, "by": by}
-    )
+    sources = {"adult": [tables.pop("adult")]}
+    return parts.model_copy(update={part: [table] for part, table in tables.items()} | {"sources": sources})
 
 
 def part_path(out: Path, corpus: str, part: str) -> Path:
     """The cuts of a part of a corpus, once prepared."""
     return out / "data" / corpus / f"{part}.jsonl.gz"
-
-
-def _sources(grid: Grid, corpus: str) -> list[str]:
-    parts = grid.corpora[corpus]
-    return ["adult"] if parts.synthetic else list(parts.sources)
 
 
 # -- work
@@ -269,21 +264,20 @@ def _tested(grid: Grid, out: Path, task: Task, device: str, started: datetime) -
         speech, _ = load_adapted(checkpoint, run_folder(out, trained), window=window, language=language)
     speech.module.to(where)
     normaliser = grid.training.get("normaliser") or ("english" if speech.language == "en" else "basic")
-    scores, audio = {}, {}
-    for part in (TEST, *_sources(grid, group.corpus)):
-        by = grid.corpora[group.corpus].by or (["accent"] if grid.corpora[group.corpus].synthetic else [])
+    scores, audio, parts = {}, {}, grid.corpora[group.corpus]
+    for part in (TEST, *parts.sources):
         cuts = by_length(read_corpus(part_path(out, group.corpus, part)).cuts)
         texts = decode(speech, cuts, beams=grid.training.get("beams", 1), batch_size=DECODED_AT_ONCE)
-        hypotheses = [_hypothesis(cut, text, by) for cut, text in zip(cuts, texts, strict=True)]
+        hypotheses = [_hypothesis(cut, text, parts.by) for cut, text in zip(cuts, texts, strict=True)]
         write_hypotheses(out, task.id, part, hypotheses)
-        scores[part] = _score(hypotheses, normaliser, by if part == TEST else [])
+        scores[part] = _score(hypotheses, normaliser, parts.by if part == TEST else [])
         if part == TEST:
             audio = _audio(cuts, out)
     own = _origin(device, started)
     if trial is None:
         training = {
             "options": grid.training,
-            "synthetic": grid.corpora[group.corpus].synthetic is not None,
+            "synthetic": parts.synthetic is not None,
             "setting": None,
             "trainable_parameters": 0,
             "model_parameters": _outline(checkpoint)[1],

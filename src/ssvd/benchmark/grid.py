@@ -30,7 +30,8 @@ class CorpusParts(_Part):
         sources: Test sets of the domain that the model comes from, by name: what is forgotten.
         where: Conditions on train, dev and test; see `ssvd.data.select`.
         by: Fields to break the test scores down by, as `gender` and `age:6-10,11-15`.
-        synthetic: Speech of this kind, made for the benchmark, instead of the paths; the source is then adult speech.
+        synthetic: Speech of this kind, made for the benchmark, instead of the paths. The source is then adult speech,
+            and the field to break down by the accent.
         utterances: Of the synthetic training set.
     """
 
@@ -57,6 +58,8 @@ class CorpusParts(_Part):
     def _whole(self) -> "CorpusParts":
         if self.synthetic is None and not (self.train and self.dev and self.test):
             raise ValueError("give train, dev and test, or synthetic: child (or accent)")
+        if self.synthetic:
+            self.sources, self.by = {"adult": []}, self.by or ["accent"]
         _check_names("the name of a source corpus", self.sources)
         if "test" in self.sources:
             raise ValueError("a source corpus cannot be called test")
