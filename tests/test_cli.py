@@ -108,6 +108,7 @@ def test_label_longer_than_the_decoder_is_told(refused, table, embedded, tmp_pat
     ("options", "told"),
     [
         (["--method", "magic"], "There is no method 'magic'; choose one of ssvd, ssvd strict, "),
+        (["--method", "frozen"], "The method frozen trains nothing: score the untouched model with `ssvd evaluate`."),
         (["--budget", "p=1.5"], "The portion 1.5 must lie above 0 and be at most 1."),
         (["--budget", "much"], "The budget 'much' cannot be read: write p=0.4 "),
         (["--method", "lora", "--budget", "rank=5000"], "rank=5000 is not possible for 'lora': it must lie between 1"),

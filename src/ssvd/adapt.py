@@ -134,6 +134,8 @@ def adapt(
     last = run / "checkpoints" / "last.ckpt"
     speech = load_model(options.model, window=options.window, language=options.language)
     method = find_method(options.method)
+    if method.name == "frozen":
+        raise UserError("The method frozen trains nothing: score the untouched model with `ssvd evaluate`.")
     train, dev, skipped = _stored_data(run) if last.is_file() else _read_data(options, speech, console)
     layers = speech.adaptable_layers()
     base = sample_weights(speech.module, layers)
