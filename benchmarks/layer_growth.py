@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import floor
 from machine import machine
 from ssvd import SSVDConfig
-from ssvd.spectral import plan
+from ssvd.spectral import plan, step_products
 from ssvd.tuners import portion_rank
 
 KINDS = {"d x d": (1, 1), "4d x d": (4, 1), "d x 4d": (1, 4)}
@@ -79,7 +79,7 @@ def measured(kind: str, tokens: int, portion: float, width: int, rounds: int) ->
     frozen = 2 * tokens * m * n
     fits = modules["SSVD"].base_model.model[0]._has_own_basis("default")
     chosen = plan(tokens, m, n, k, has_inverse=fits)
-    floors = {"direct": floor.direct(tokens, m, n, k), "planned": floor.planned(tokens, m, n, k, fits)}
+    floors = {"direct": floor.direct(tokens, m, n, k), "planned": step_products(tokens, m, n, k, has_inverse=fits)}
     return {
         "kind": kind,
         "tokens": tokens,

@@ -40,6 +40,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 import floor
 from machine import machine
 from ssvd.methods import apply_method, linear_shapes, trainable_parameters
+from ssvd.spectral import step_products
 from ssvd.tuners import portion_rank
 
 SIZES = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12)}  # width, layers, heads
@@ -294,7 +295,7 @@ class LayersAlone:
             layer = adapted.get_submodule(f"base_model.model.{name}")
             tokens, (m, n), k = len(x), weight.shape, layer.bases["default"].k
             extra["direct"] += floor.direct(tokens, m, n, k)
-            extra["planned"] += floor.planned(tokens, m, n, k, layer._has_own_basis("default"))
+            extra["planned"] += step_products(tokens, m, n, k, has_inverse=layer._has_own_basis("default"))
             alone += 2 * tokens * m * n
         return {name: own / alone for name, own in extra.items()}
 

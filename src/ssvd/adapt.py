@@ -36,7 +36,7 @@ from .errors import StoppedError, UserError
 from .hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from .methods import apply_method, find_method, trainable_parameters
 from .runs import read_config, sample_weights, write_json, write_whole
-from .scoring import normaliser, score
+from .scoring import normaliser, score, usual_normaliser
 from .speech import SpecAugment, SpeechModel, load_model
 from .tuners import SSVDModel
 
@@ -197,7 +197,7 @@ class Adaptation(lightning.LightningModule):
         self.network: nn.Module = speech.module
         self.speech, self.options, self.run_folder, self.console = speech, options, run, console
         self.train_cuts, self.dev_cuts, self.learning_rate = train, dev, learning_rate
-        self.normaliser = options.normaliser or ("english" if speech.language == "en" else "basic")
+        self.normaliser = options.normaliser or usual_normaliser(speech.language)
         normaliser(self.normaliser)  # refuses an unknown one before any work
         self.text_style = options.text_style
         self.series: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from .data import Skipped, field_names, field_value, read_corpus, select
 from .errors import UserError
 from .hardware import pick_device
 from .runs import check_run, load_adapted, read_config, write_json
-from .scoring import Comparison, Score, compare, score, score_by
+from .scoring import Comparison, Score, compare, score, score_by, usual_normaliser
 from .scoring import normaliser as find_normaliser
 from .speech import SpeechModel, load_model
 
@@ -108,7 +108,7 @@ def evaluate(
     for system in systems:
         if system == BASE:
             speech = _base(model, adapters, window, language)
-            normaliser = normaliser or ("english" if speech.language == "en" else "basic")
+            normaliser = normaliser or usual_normaliser(speech.language)
             find_normaliser(normaliser)  # a bad name or run is refused before any decoding
             for run in adapters:
                 check_run(run, speech.module, model)

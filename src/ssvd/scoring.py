@@ -45,6 +45,11 @@ def normaliser(name: str) -> Callable[[str], str]:
     return lru_cache(maxsize=1 << 17)(lambda text: " ".join(normalise(text).split()))
 
 
+def usual_normaliser(language: str | None) -> str:
+    """Name of the normaliser for a model that writes this one language, a code, or for None several."""
+    return "english" if language == "en" else "basic"
+
+
 @dataclass(frozen=True)
 class Score:
     """Error rates over utterances whose reference has words.

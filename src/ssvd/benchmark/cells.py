@@ -21,7 +21,7 @@ from ..evaluate import by_length, check_fields, decode
 from ..hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ..methods import Budget, find_method, linear_shapes, parameters
 from ..runs import load_adapted, write_json
-from ..scoring import score, score_by
+from ..scoring import score, score_by, usual_normaliser
 from ..speech import load_model, load_outline
 from .grid import CorpusParts, Grid, Group
 from .results import (
@@ -142,26 +142,26 @@ def _outline(checkpoint: str) -> tuple[dict[str, tuple[int, int]], int]:
     return linear_shapes(module, layers), parameters(module)
 
 
-def run_task(grid: Grid, out: Path, task: Task, device: str = "auto") -> str | None:
+def run_task(grid: Grid, out: Path, task: Task, device: str = "auto") -> Trial | Failure:
     """Do a piece of work and write its record, or that it failed.
 
     Returns:
-        Why it failed; None where it did not.
+        What was written.
 
     Raises:
         StoppedError: It was interrupted, or the disk is full.
     """
     started = datetime.now(UTC)
+    record: Trial | Failure
     try:
         record = (_tested if task.learning_rate is None else _trained)(grid, out, task, device, started)
     except StoppedError:
         raise
     except (UserError, RuntimeError, ValueError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        write_record(out, failure(task, task.id, reason, device, started))
-        return reason
+        record = failure(task, task.id, reason, device, started)
     write_record(out, record)
-    return None
+    return record
 
 
 def failure(task: Task, name: str, reason: str, device: str, started: datetime) -> Failure:
@@ -263,7 +263,7 @@ def _tested(grid: Grid, out: Path, task: Task, device: str, started: datetime) -
         trial = read_record(record_path(out, Trial, trained.id), Trial)
         speech, _ = load_adapted(checkpoint, run_folder(out, trained), window=window, language=language)
     speech.module.to(where)
-    normaliser = grid.training.get("normaliser") or ("english" if speech.language == "en" else "basic")
+    normaliser = grid.training.get("normaliser") or usual_normaliser(speech.language)
     scores, audio, parts = {}, {}, grid.corpora[group.corpus]
     for part in (TEST, *parts.sources):
         cuts = by_length(read_corpus(part_path(out, group.corpus, part)).cuts)

@@ -114,8 +114,7 @@ class Grid(_Part):
             find_method(name)
             if not rates or min(rates) <= 0:
                 raise ValueError(f"learning_rates of {name} must be above 0")
-        for method, budget in self.compared():
-            find_method(method)
+        for _, budget in self.compared():
             if budget:
                 Budget.parse(budget)
         for name in self.training:

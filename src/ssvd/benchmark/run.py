@@ -141,14 +141,13 @@ def run_locked(grid: Grid, out: Path, task: Task, device: str) -> str | None:
         with lock:
             if _is_done(out, task):
                 return None
-            reason = run_task(grid, out, task, device)
+            record = run_task(grid, out, task, device)
     except Timeout:
         return None
     except StoppedError as error:
         raise StoppedError(error.reason, f"the same command goes on with {task.id}.") from None
-    if reason is not None:
-        return f"failed: {reason}"
-    record = read_record(record_path(out, task.kind, task.id), task.kind)
+    if isinstance(record, Failure):
+        return f"failed: {record.reason}"
     if isinstance(record, Result):
         return f"test WER {record.test.wer:.1%}" if record.test.wer is not None else "test set without words"
     return f"dev WER {record.best_dev_wer:.1%}, {record.training_seconds:.0f} s"
@@ -165,8 +164,7 @@ def progress_of(grid: Grid, out: Path, group: Group) -> Progress:
         tests = [Task(group, seeds[0])]
         return _progress([], tests, out)
     start = grid.learning_rates.get(group.method) or list(find_method(group.method).learning_rates)
-    outcomes = _outcomes(out, group, seeds[0], start, grid.extensions)
-    more = rates_to_try(start, grid.extensions, outcomes)
+    outcomes, more = _search(out, group, seeds[0], start, grid.extensions)
     if more:
         trials = [Task(group, seeds[0], rate) for rate in more]
         return Progress(trials, len(outcomes), len(outcomes) + len(trials) + 2 * len(seeds) - 1)
@@ -221,20 +219,22 @@ def _round(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def _outcomes(out: Path, group: Group, seed: int, start: Sequence[float], extensions: int) -> dict[float, float | None]:
-    """Of every learning rate that was tried with the first seed, in the order of the search."""
+def _search(
+    out: Path, group: Group, seed: int, start: Sequence[float], extensions: int
+) -> tuple[dict[float, float | None], list[float]]:
+    """What came of every learning rate that was tried with the first seed, and the rates to try next."""
     outcomes: dict[float, float | None] = {}
-    rates = list(start)
-    while rates:
+    rates, tried = list(start), None
+    while rates != tried:
+        tried = rates
         for rate in rates:
             task = Task(group, seed, rate)
             if record_path(out, Trial, task.id).is_file():
                 outcomes[rate] = read_record(record_path(out, Trial, task.id), Trial).best_dev_wer
             elif record_path(out, Failure, task.id).is_file():
                 outcomes[rate] = None
-        further = rates_to_try(start, extensions, outcomes)
-        rates = further if further != rates else []
-    return outcomes
+        rates = rates_to_try(start, extensions, outcomes)
+    return outcomes, rates
 
 
 def _is_done(out: Path, task: Task) -> bool:
