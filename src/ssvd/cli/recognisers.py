@@ -1,110 +1,19 @@
-"""The commands of `ssvd`: they parse, call, and print."""
+"""The commands around one recogniser: plan, adapt, evaluate, transcribe, merge."""
 
 import json
-import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from .errors import UserError
-
-app = typer.Typer(
-    help="Adapt speech recognisers to children, dialects and accents with a few percent of their parameters.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-console = Console()
-if not console.is_terminal:
-    console.width = 160  # no terminal sets a limit, and tables fold at 80
-errors = Console(stderr=True, soft_wrap=True)
-
-Where = Annotated[list[str], typer.Option(help="Only utterances that fulfil this, as 'age<=15'; may be repeated.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out bad utterances and list them.")]
-Window = Annotated[float | None, typer.Option(help="Seconds of input, where shorter than the model's own (30).")]
-Language = Annotated[str | None, typer.Option(help="Of utterances that do not state theirs: 'nl', 'Dutch'.")]
-Beams = Annotated[int, typer.Option(min=1, help="Width of beam search; 1 is greedy.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Utterances at once.")]
-Budget = Annotated[
-    str,
-    typer.Option(
-        help="p=0.4 (as many parameters as SSVD at that portion), 2% (of the model), 750000, or what the method is "
-        "set by: portion=, rank=, band=, block=."
-    ),
-]
-Normaliser = Annotated[
-    str | None, typer.Option(help="Of texts before scoring: none, basic or english; default by the model's language.")
-]
+from ..errors import UserError
+from .options import BatchSize, Beams, Budget, Device, Language, Normaliser, SkipBad, Where, Window
+from .terminal import console, errors, in_bytes, list_skipped
 
 
-def run() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries speaking to programmers
-    try:
-        app(prog_name="ssvd")
-    except UserError as error:
-        errors.print(f"[red]Error:[/] {_escape(str(error))}", highlight=False)
-        sys.exit(2)
-    except OSError as error:  # of a file or folder that the user named
-        if error.filename is None:
-            raise
-        errors.print(f"[red]Error:[/] {_escape(f'{error.filename}: {error.strerror}.')}")
-        sys.exit(2)
-    except SystemExit as error:
-        if error.code == 130:  # Typer's answer to Ctrl-C
-            errors.print("Interrupted.")
-            sys.exit(2)
-        raise
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-results"),
-    seed: Annotated[int, typer.Option(help="Of the speech and of the training.")] = 0,
-) -> None:
-    """Adapt the embedded recogniser to synthetic child-like speech, by SSVD and by LoRA, and show what it gained."""
-    from .demo import run_demo
-
-    run_demo(out, seed, console)
-
-
-@app.command()
-def prepare(
-    source: Annotated[Path, typer.Argument(help="A table (CSV, TSV, JSONL), a Kaldi or ESPnet folder, Lhotse cuts.")],
-    out: Annotated[Path, typer.Argument(help="Folder for train, dev and test (Lhotse cuts).")],
-    where: Where = [],
-    split: Annotated[str, typer.Option(help="Shares of train, dev and test, split by speaker.")] = "80/10/10",
-    balance: Annotated[str | None, typer.Option(help="A field, such as age, to spread evenly over the parts.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-    skip_bad: SkipBad = False,
-) -> None:
-    """Check a corpus, choose utterances, and split them by speaker, the same way each time."""
-    from .data import read_corpus, select, split_by_speaker, text_overlap, write_cuts
-
-    portions = _portions(split)
-    corpus = read_corpus(source, skip_bad=skip_bad)
-    parts = split_by_speaker(select(corpus.cuts, where), portions, seed, balance=balance)
-    overlap = text_overlap(parts) if "train" in parts else {}
-    table = Table("part", "utterances", "speakers", "minutes", "texts also in train", "file")
-    for name, cuts in parts.items():
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{name}.jsonl.gz"
-        write_cuts(cuts, path)
-        speakers = len({cut.supervisions[0].speaker for cut in cuts})
-        minutes = sum(cut.duration for cut in cuts) / 60
-        shared = f"{overlap[name]:.0%}" if name in overlap else ""
-        table.add_row(name, str(len(cuts)), str(speakers), f"{minutes:.1f}", shared, str(path))
-    console.print(table)
-    _list_skipped(corpus.skipped)
-
-
-@app.command()
 def plan(
     model: Annotated[str, typer.Argument(help="Checkpoint: folder, config.json or hub name; no weights are read.")],
     budget: Budget = "p=0.4",
@@ -112,7 +21,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What each method would train of a model at a budget, and what that would cost."""
-    from .plan import plan_methods
+    from ..plan import plan_methods
 
     planned = plan_methods(model, budget, tokens)
     if as_json:
@@ -125,8 +34,8 @@ def plan(
     for row in planned.methods:
         if row.reason is not None:
             continue
-        cells = f"{row.trainable_parameters:,}", f"{row.trainable_share:.2%}", _size(row.adapter_bytes)
-        table.add_row(row.method, row.setting, *cells, _size(row.optimiser_bytes), f"{row.operations:.2f}")
+        cells = f"{row.trainable_parameters:,}", f"{row.trainable_share:.2%}", in_bytes(row.adapter_bytes)
+        table.add_row(row.method, row.setting, *cells, in_bytes(row.optimiser_bytes), f"{row.operations:.2f}")
     console.print(table)
     console.print(
         f"Operations: multiplications of a training step of {tokens:,} tokens in the adapted layers, as a ratio to the "
@@ -135,10 +44,9 @@ def plan(
     )
     for row in planned.methods:
         if row.reason is not None:
-            console.print(f"Left out: {_escape(row.reason)}", highlight=False)
+            console.print(f"Left out: {escape(row.reason)}", highlight=False)
 
 
-@app.command()
 def adapt(
     context: typer.Context,
     model: Annotated[
@@ -185,9 +93,9 @@ def adapt(
         raise UserError("Name the model to adapt: ssvd adapt MODEL --train CORPUS --out RUN.")
     if not train and not resume:
         raise UserError("Name the corpus to train on with --train.")
-    from .adapt import AdaptOptions
-    from .adapt import adapt as fine_tune
-    from .runs import read_config
+    from ..adapt import AdaptOptions
+    from ..adapt import adapt as fine_tune
+    from ..runs import read_config
 
     given = {
         name: value
@@ -206,7 +114,6 @@ def adapt(
     console.print(table)
 
 
-@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Base checkpoint: folder or hub name.")],
     corpora: Annotated[list[str], typer.Argument(help="Corpora to decode and score.")],
@@ -224,7 +131,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Word and character error rates of a model and of adapters on it, with 95 % bootstrap intervals."""
-    from .evaluate import evaluate as decode_and_score
+    from ..evaluate import evaluate as decode_and_score
 
     with errors.status("Reading") as status:
         evaluations, skipped = decode_and_score(
@@ -247,10 +154,9 @@ def evaluate(
         print(json.dumps([evaluation.as_dict() for evaluation in evaluations], indent=2, ensure_ascii=False))
     else:
         console.print(_scores(evaluations))
-    _list_skipped(skipped)
+    list_skipped(skipped)
 
 
-@app.command()
 def transcribe(
     model: Annotated[str, typer.Argument(help="Base checkpoint: folder or hub name.")],
     files: Annotated[list[Path], typer.Argument(help="Audio files of any length.")],
@@ -264,14 +170,14 @@ def transcribe(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file.")] = False,
 ) -> None:
     """Print the text of audio files."""
-    from .transcribe import transcribe_files
+    from ..transcribe import transcribe_files
 
     failed = False
     for path, text, error in transcribe_files(
         model, files, adapter, window=window, language=language, beams=beams, batch_size=batch_size, device=device
     ):
         if error is not None:
-            errors.print(f"[red]Error:[/] {_escape(error)}", highlight=False)
+            errors.print(f"[red]Error:[/] {escape(error)}", highlight=False)
             failed = failed or not skip_bad
         elif as_json:
             print(json.dumps({"path": str(path), "text": text}, ensure_ascii=False), flush=True)
@@ -281,7 +187,6 @@ def transcribe(
         raise typer.Exit(2)
 
 
-@app.command()
 def merge(
     model: Annotated[str, typer.Argument(help="Base checkpoint: folder or hub name.")],
     run: Annotated[Path, typer.Argument(help="Run folder.")],
@@ -292,7 +197,7 @@ def merge(
         raise UserError(f"{out} is not empty; give a new folder.")
     from peft import PeftModel
 
-    from .runs import load_adapted
+    from ..runs import load_adapted
 
     # At the model's own window: the adapter changes weights, not the length of the input.
     speech, _ = load_adapted(model, run, window=None, language=None)
@@ -300,69 +205,6 @@ def merge(
         speech.module = speech.module.merge_and_unload(safe_merge=True)
     speech.save(out)
     console.print(f"{out} holds the merged model; load it with transformers' from_pretrained.")
-
-
-@app.command()
-def benchmark(
-    grid: Annotated[Path, typer.Argument(help="What to compare, as YAML; see grids/.")],
-    out: Annotated[Path, typer.Option(help="Folder of the results; one that was begun is continued.")] = Path(
-        "benchmark-results"
-    ),
-    small: Annotated[bool, typer.Option("--small", help="On the embedded recogniser and synthetic speech.")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
-    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the adapters of finished cells.")] = False,
-    ray: Annotated[
-        str | None, typer.Option(help="Compute on Ray: 'local', or the address of a cluster that shares OUT.")
-    ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="With --ray: share of a GPU for each cell.")] = 0,
-    cpus: Annotated[float, typer.Option(min=0, help="With --ray: cores for each cell.")] = 1,
-    device: Device = "auto",
-) -> None:
-    """Compare methods: learning rates chosen on dev, then every seed trained and tested once."""
-    from .benchmark.grid import read_grid
-    from .benchmark.run import run_benchmark
-
-    read = read_grid(grid, small=small)
-    execute = None
-    if ray is not None:
-        from .benchmark.on_ray import on_ray
-
-        execute = on_ray(ray, gpus, cpus)
-    run_benchmark(read, out, device=device, keep_runs=keep_runs, retry=retry, console=console, execute=execute)
-
-
-@app.command()
-def report(
-    results: Annotated[Path, typer.Argument(help="Folder of `ssvd benchmark`, finished or not.")],
-    html: Annotated[Path, typer.Option(help="The page; it opens from disk and asks no network for anything.")] = Path(
-        "report.html"
-    ),
-    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PNG and PDF.")] = None,
-    audio: Annotated[bool, typer.Option(help="Put the sound of some utterances into the page.")] = True,
-    csv: Annotated[bool, typer.Option("--csv", help="Print the main table as CSV instead.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="Print the main table as LaTeX instead.")] = False,
-) -> None:
-    """Show the results of a benchmark: one page, and figures for papers."""
-    from .benchmark import report as reports
-
-    if csv or latex:
-        print(reports.results_csv(results) if csv else reports.results_latex(results))
-        return
-    reports.write_report(results, html, audio=audio)
-    console.print(f"{html} is the page; open it in a browser.", highlight=False)
-    if figures is not None:
-        written = reports.write_figures(results, figures)
-        console.print(f"{figures} holds {len(written)} figures.", highlight=False)
-
-
-def _portions(split: str) -> dict[str, float]:
-    try:
-        shares = [float(part) for part in split.split("/")]
-    except ValueError:
-        shares = []
-    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 100) > 0.01:
-        raise UserError(f"--split {split} is not three shares that add up to 100, as 80/10/10.")
-    return {name: share / 100 for name, share in zip(("train", "dev", "test"), shares, strict=True) if share}
 
 
 def _scores(evaluations: list[Any]) -> Table:
@@ -394,23 +236,3 @@ def _scores(evaluations: list[Any]) -> Table:
 
 def _interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{100 * interval[0]:.1f} .. {100 * interval[1]:.1f}"
-
-
-def _list_skipped(skipped: list[Any]) -> None:
-    for item in skipped:
-        errors.print(f"left out: {_escape(item.where)}: {_escape(item.reason)}", highlight=False)
-    if skipped:
-        errors.print(f"{len(skipped)} utterances were left out.")
-
-
-def _size(size: int | None) -> str:
-    """Bytes in words."""
-    if not size:
-        return ""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

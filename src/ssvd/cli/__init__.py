@@ -1,0 +1,42 @@
+"""The commands of `ssvd`: they parse, call, and print."""
+
+import sys
+import warnings
+
+import typer
+from rich.markup import escape
+
+from ..errors import UserError
+from .comparison import benchmark, demo, report
+from .prepare import prepare
+from .recognisers import adapt, evaluate, merge, plan, transcribe
+from .terminal import errors
+
+app = typer.Typer(
+    help="Adapt speech recognisers to children, dialects and accents with a few percent of their parameters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (demo, prepare, plan, adapt, evaluate, transcribe, merge, benchmark, report):
+    app.command()(command)
+
+
+def run() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries speaking to programmers
+    try:
+        app(prog_name="ssvd")
+    except UserError as error:
+        errors.print(f"[red]Error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(2)
+    except OSError as error:  # of a file or folder that the user named
+        if error.filename is None:
+            raise
+        errors.print(f"[red]Error:[/] {escape(f'{error.filename}: {error.strerror}.')}")
+        sys.exit(2)
+    except SystemExit as error:
+        if error.code == 130:  # Typer's answer to Ctrl-C
+            errors.print("Interrupted.")
+            sys.exit(2)
+        raise
