@@ -7,11 +7,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 from transformers import AutoConfig
 
 from ..errors import UserError
-from .whisper import Batch, SpecAugment, Whisper
+from .espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
+from .spec_augment import SpecAugment
+from .whisper import Batch, Whisper
 
 __all__ = ["Batch", "SpecAugment", "SpeechModel", "Whisper", "load_model", "load_outline"]
 
@@ -44,8 +48,8 @@ class SpeechModel(Protocol):
     def collate(self, cuts: Iterable[Any], *, text: bool = True) -> Any:
         """Utterances as one batch: with `text` to train on or decode, without it only to decode."""
 
-    def loss(self, batch: Any, *, label_smoothing: float = 0.0) -> torch.Tensor:
-        """The mean loss over the labels of the batch, a float32 scalar."""
+    def loss(self, batch: Any, *, label_smoothing: float | None = None) -> torch.Tensor:
+        """The mean loss over the batch, a float32 scalar; with the family's own label smoothing by default."""
 
     def transcribe(self, batch: Any, *, beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
         """The text of each utterance of the batch."""
@@ -62,7 +66,7 @@ class SpeechModel(Protocol):
         """The text of mono samples of any length at `sampling_rate`."""
 
     def save(self, folder: str | Path) -> None:
-        """Write the model, with its adapter merged, as a plain Transformers checkpoint."""
+        """Write the model, with its adapter merged, as a plain checkpoint of its family."""
 
 
 def load_model(
@@ -81,6 +85,10 @@ def load_model(
             does not suit it.
     """
     name = str(name_or_path)
+    if (checkpoint := _espnet_checkpoint(name)) is not None:
+        with espnet_importable():
+            from .espnet import load_owsm
+        return load_owsm(checkpoint, window=window, language=language, task=task)
     family = _family(name)
     transformers.utils.logging.disable_progress_bar()  # "Loading weights", gone before it is read
     return family.from_pretrained(name, window=window, language=language, task=task)
@@ -90,17 +98,37 @@ def load_outline(name_or_path: str | Path) -> tuple[nn.Module, list[str]]:
     """A recogniser's network without its weights, on the meta device, and the names of its adaptable layers.
 
     Args:
-        name_or_path: A checkpoint folder, the `config.json` of one, or the name of a model on the hub.
+        name_or_path: A checkpoint folder, its `config.json` (Transformers) or `config.yaml` (ESPnet), or the name of a
+            model on the hub.
 
     Raises:
         UserError: There is no such checkpoint, or its family is not supported.
     """
-    return _family(str(name_or_path)).outline(str(name_or_path))
+    name = str(name_or_path)
+    if (checkpoint := _espnet_checkpoint(name)) is not None:
+        with espnet_importable():
+            from .espnet import Owsm
+        return Owsm.outline(checkpoint)
+    return _family(name).outline(name)
+
+
+def _espnet_checkpoint(name: str) -> Checkpoint | None:
+    """The ESPnet model of a folder, file or hub name, fetched where it is not there yet; None for other models."""
+    if Path(name).exists():
+        return None if (Path(name) / "config.json").is_file() else find_checkpoint(Path(name))
+    try:
+        hf_hub_download(name, "meta.yaml")  # which only ESPnet's models have
+        return find_checkpoint(Path(snapshot_download(name)))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        return None
 
 
 def _family(name: str) -> type[Whisper]:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"The folder {name} holds no config.json: give the folder of a Transformers checkpoint.")
+        raise UserError(
+            f"The folder {name} holds neither the config.json of a Transformers checkpoint nor the meta.yaml or "
+            "config.yaml of an ESPnet one."
+        )
     try:
         family = AutoConfig.from_pretrained(name).model_type
     except OSError as error:

@@ -2,9 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +25,11 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 
 from ..data import load_audio
 from ..errors import UserError
+from .decoding import evaluation_mode, split_at_pauses
+from .spec_augment import SpecAugment
 
 IGNORED = -100  # label of positions that do not count in the loss
 MULTILINGUAL_VOCABULARY = 51865  # OpenAI's English-only models have one token less
-PAUSE = 0.2  # seconds: a long recording is cut in the middle of the quietest stretch of this length
 
 
 class Batch(NamedTuple):
@@ -45,37 +44,6 @@ class Batch(NamedTuple):
     labels: Tensor | None  # (rows, length), int64: text and end; IGNORED at prompt and padding
 
 
-@dataclass(frozen=True)
-class SpecAugment:
-    """Masking of bands and stretches of speech (Park et al. 2019, arXiv 1904.08779), drawn from torch's CPU generator.
-
-    Each mask has a width drawn uniformly from 0 to its limit and lies within the speech, never in the padding. Masked
-    values become 0, near the middle of Whisper's scale.
-    """
-
-    frequency_masks: int = 2
-    frequency_width: int = 27  # mel bands
-    time_masks: int = 10
-    time_share: float = 0.05  # of an utterance's frames, each mask
-
-    def __call__(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Masked copy of features (batch, mels, frames) whose rows hold `frames` (batch,) frames of speech."""
-        batch, mels, length = features.shape
-        frames = frames.cpu()
-        widths = torch.full((batch,), min(self.frequency_width, mels))
-        bands = _masked(mels, torch.full((batch,), mels), widths, self.frequency_masks)
-        times = _masked(length, frames, (frames * self.time_share).long(), self.time_masks)
-        return features.masked_fill((bands[:, :, None] | times[:, None, :]).to(features.device), 0.0)
-
-
-def _masked(length: int, extents: Tensor, widths: Tensor, masks: int) -> Tensor:
-    """(batch, length): where one of `masks` intervals of up to `widths` within the first `extents` positions lies."""
-    width = (torch.rand(len(extents), masks) * (widths[:, None] + 1)).floor()
-    start = (torch.rand(len(extents), masks) * (extents[:, None] - width + 1)).floor()
-    position = torch.arange(length)
-    return ((position >= start[..., None]) & (position < (start + width)[..., None])).any(dim=1)
-
-
 class _RowLimits(StoppingCriteria):
     """Ends each utterance at its own length, so that its text does not depend on the others of its batch."""
 
@@ -85,18 +53,6 @@ class _RowLimits(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         beams = len(input_ids) // len(self.limits)
         return (input_ids.shape[1] >= self.limits).repeat_interleave(beams)
-
-
-@contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Neither gradients nor dropout, until the end, when the module is again in the mode that it was in."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(training)
 
 
 def _linear_layers(whisper: WhisperForConditionalGeneration) -> list[str]:
@@ -310,19 +266,10 @@ class Whisper:
         return Batch(ids, [len(utterance) for utterance in pieces], languages, features, frames, None, None)
 
     def _split(self, samples: np.ndarray) -> list[np.ndarray]:
-        """Pieces that fit the window, each cut at the quietest pause of the window's second half."""
-        pieces = []
-        while len(samples) > self._samples + self._features.hop_length:  # resampling may add a sample or two
-            tail = samples[self._samples // 2 : self._samples].astype(np.float64)
-            width = min(round(PAUSE * self.sampling_rate), len(tail) // 2)
-            energy = np.cumsum(tail**2)
-            latest = np.argmin((energy[width:] - energy[:-width])[::-1])
-            cut = self._samples - int(latest) - width // 2
-            pieces.append(samples[:cut])
-            samples = samples[cut:]
-        return [*pieces, samples]
+        # Resampling may add a sample or two.
+        return split_at_pauses(samples, self._samples, self.sampling_rate, slack=self._features.hop_length)
 
-    def loss(self, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, batch: Batch, *, label_smoothing: float | None = None) -> Tensor:
         """Cross-entropy of text and end given prompt and audio: the mean over the batch's tokens, a float32 scalar.
 
         The prompt is read, not learnt: decoding always gives it. In training mode `spec_augment` masks the features.
@@ -338,7 +285,8 @@ class Whisper:
         inputs, labels = batch.decoder_input_ids.to(features.device), batch.labels.to(features.device)
         logits = self.module(input_features=features, decoder_input_ids=inputs, use_cache=False).logits
         counted = labels != IGNORED
-        return nn.functional.cross_entropy(logits[counted].float(), labels[counted], label_smoothing=label_smoothing)
+        smoothing = label_smoothing or 0.0
+        return nn.functional.cross_entropy(logits[counted].float(), labels[counted], label_smoothing=smoothing)
 
     def transcribe(self, batch: Batch, *, beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
         """The text of each utterance by greedy or beam search, without special tokens and outer spaces.
@@ -353,7 +301,7 @@ class Whisper:
             beams: 1 for greedy search.
             max_new_tokens: A tighter limit for each row.
         """
-        with _evaluation(self.module):
+        with evaluation_mode(self.module):
             languages = batch.languages
             if self._languages and None in languages:
                 first_rows = np.cumsum([0, *batch.pieces[:-1]])
@@ -426,7 +374,7 @@ class Whisper:
         pieces = self._split(np.asarray(samples, dtype=np.float32))
         code = self._language_code(language) or self._language
         if self._languages and code is None:
-            with _evaluation(self.module):
+            with evaluation_mode(self.module):
                 (code,) = self._detect(self._batch([""], [pieces[:1]], [None]).features)
         texts: list[str] = []
         for start in range(0, len(pieces), batch_size):
