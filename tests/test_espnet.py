@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
+from lhotse import Recording, SupervisionSegment
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -75,6 +77,20 @@ def cuts(corpora):
 
 
 @pytest.fixture
+def cut_of(tmp_path):
+    """Makes a cut of samples and a text."""
+
+    def make(samples, text):
+        path = tmp_path / "utterance.wav"
+        soundfile.write(path, samples, 16000, subtype="FLOAT")
+        cut = Recording.from_file(path).to_cut()
+        cut.supervisions = [SupervisionSegment(cut.id, cut.recording_id, 0.0, cut.duration, text=text)]
+        return cut
+
+    return make
+
+
+@pytest.fixture
 def stock(monkeypatch):
     """Texts of cuts by ESPnet alone, from the files of a folder, as its users decode."""
     from ssvd.speech.espnet_checkpoint import espnet_importable
@@ -96,7 +112,7 @@ def stock(monkeypatch):
     return decode
 
 
-def _perturb(module, scale=0.05):
+def _perturb(module, scale=0.5):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -163,7 +179,7 @@ def test_a_text_and_a_loss_do_not_depend_on_the_others_of_the_batch(owsm, cuts):
     assert speech.loss(speech.collate(cuts[:4])).item() == pytest.approx(np.mean(single), rel=1e-5)
 
 
-def test_a_long_recording_is_cut_at_its_pauses(owsm, cuts):
+def test_a_long_recording_is_cut_at_its_pauses(owsm, cuts, cut_of):
     speech = load_model(owsm)
     audio = [load_audio(cut, 16000) for cut in cuts[:3]]
     pause = np.zeros(16000, dtype=np.float32)
@@ -171,22 +187,7 @@ def test_a_long_recording_is_cut_at_its_pauses(owsm, cuts):
     text = speech.transcribe_audio(long)
     assert len(long) > 1.5 * speech.window * 16000
     assert len(text) > len(speech.transcribe_audio(audio[0]))
-    whole = read_corpus_of(long, cuts[0])
-    assert speech.transcribe(speech.collate([whole], text=False)) == [text]
-
-
-def read_corpus_of(samples, like):
-    """A cut with these samples and the text of another cut."""
-    import tempfile
-
-    import soundfile
-    from lhotse import Recording
-
-    path = Path(tempfile.mkdtemp()) / "long.wav"
-    soundfile.write(path, samples, 16000, subtype="FLOAT")
-    cut = Recording.from_file(path).to_cut()
-    cut.supervisions = [like.supervisions[0]]
-    return cut
+    assert speech.transcribe(speech.collate([cut_of(long, "")], text=False)) == [text]
 
 
 def test_a_short_window_pads_less_and_refuses_what_is_longer(owsm, cuts):
@@ -195,7 +196,7 @@ def test_a_short_window_pads_less_and_refuses_what_is_longer(owsm, cuts):
     long = next(cut for cut in cuts if cut.duration > 2)
     assert "the window is 2 s" in speech.check(long)
     assert len(speech.transcribe(speech.collate([long], text=False))) == 1
-    with pytest.raises(UserError, match="between 0.5 s and the model's own 4 s"):
+    with pytest.raises(UserError, match=r"between 0.5 s and the model's own 4 s"):
         load_model(owsm, window=30)
 
 
@@ -210,25 +211,19 @@ def test_a_language_is_stated_or_detected(bilingual, cuts):
     assert rows[0][0, 0] == stated[0].module.token_list.index("<nld>")
     with pytest.raises(UserError, match="does not know the language 'French'"):
         load_model(bilingual, language="French")
-    with pytest.raises(UserError, match="does not know the language '\\?'"):
+    with pytest.raises(UserError, match=r"does not know the language '\?'"):
         load_model(bilingual, language="?")
 
 
-def test_what_cannot_be_learnt_is_said(owsm, cuts):
+def test_what_cannot_be_learnt_is_said(owsm, cuts, cut_of):
     speech = load_model(owsm)
-    cut = cuts[0]
-
-    def with_text(text):
-        changed = read_corpus_of(load_audio(cut, 16000), cut)
-        changed.supervisions[0].text = text
-        return changed
-
-    assert speech.check(cut) is None
-    assert "no text" in speech.check(with_text(" "))
-    assert "vocabulary lacks" in speech.check(with_text("привет"))
-    assert "frames" in speech.check(with_text("many words " * 60))
-    with pytest.raises(UserError, match=f"Utterance {with_text('').id}"):
-        speech.collate([with_text("")])
+    samples = load_audio(cuts[0], 16000)
+    assert speech.check(cuts[0]) is None
+    assert "no text" in speech.check(cut_of(samples, " "))
+    assert "vocabulary lacks" in speech.check(cut_of(samples, "привет"))
+    assert "frames" in speech.check(cut_of(samples, "many words " * 60))
+    with pytest.raises(UserError, match="Utterance utterance: It has no text"):
+        speech.collate([cut_of(samples, "")])
 
 
 def test_owsm_ctc_learns_and_decodes(owsm_ctc, cuts):
@@ -269,7 +264,7 @@ def test_every_tensor_is_accounted_for(owsm, tmp_path):
         return folder
 
     name = "encoder.encoders.0.attn.linear_q.weight"
-    with pytest.raises(UserError, match=f"lacks {name} .1 tensors are missing"):
+    with pytest.raises(UserError, match=rf"lacks {name} .1 tensors are missing"):
         load_model(saved({key: value for key, value in state.items() if key != name}))
     with pytest.raises(UserError, match="holds encoder.spare.weight"):
         load_model(saved(state | {"encoder.spare.weight": torch.zeros(1)}))
@@ -280,7 +275,7 @@ def test_every_tensor_is_accounted_for(owsm, tmp_path):
     loaded = load_model(saved(renamed)).module.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be read"):
         load_model(folder)
 
 
@@ -292,11 +287,11 @@ def test_a_checkpoint_is_found_in_the_layouts_that_exist(owsm, tmp_path):
         found = load_model(name).module.state_dict()
         assert all(torch.equal(found[key], value) for key, value in reference.items())
     (folder / "exp/s2t/2epoch.pth").write_bytes((folder / "exp/s2t/model.pth").read_bytes())
-    with pytest.raises(UserError, match="several models .exp/s2t/2epoch.pth, exp/s2t/model.pth."):
+    with pytest.raises(UserError, match=r"several models .exp/s2t/2epoch.pth, exp/s2t/model.pth."):
         load_model(folder)
     (folder / "exp/s2t/2epoch.pth").unlink()
     (folder / "data/bpe.model").unlink()
-    with pytest.raises(UserError, match="bpemodel is data/bpe.model, and there is no such file"):
+    with pytest.raises(UserError, match=r"bpemodel is data/bpe.model, and there is no such file"):
         load_model(folder)
     (folder / "exp/s2t/config.yaml").write_text("encoder: [")
     with pytest.raises(UserError, match="is not YAML"):
@@ -315,9 +310,8 @@ def test_a_name_on_the_hub_is_an_espnet_model_by_its_meta_yaml(owsm, tmp_path, m
     shutil.copytree(owsm, snapshot)
     (tmp_path / "models--espnet--tiny" / "refs").mkdir()
     (tmp_path / "models--espnet--tiny" / "refs" / "main").write_text("abc")
-    for function in (huggingface_hub.hf_hub_download, huggingface_hub.snapshot_download):
-        monkeypatch.setitem(function.__kwdefaults__, "cache_dir", tmp_path)
-        monkeypatch.setitem(function.__kwdefaults__, "local_files_only", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     reference = load_model(owsm).module.state_dict()
     found = load_model("espnet/tiny").module.state_dict()
     assert all(torch.equal(found[key], value) for key, value in reference.items())
@@ -392,16 +386,17 @@ def test_every_method_starts_at_the_model_and_reloads_the_same(name, owsm, cuts,
     speech = load_model(owsm)
     layers, batch = speech.adaptable_layers(), speech.collate(cuts[:3])
     before = speech.loss(batch).item()
-    budget = {"vera": "rank=16", "svft plain": "band=0"}.get(name, "p=0.4")
+    smallest = {"lora": "rank=1", "dora": "rank=1", "pissa": "rank=1", "vera": "rank=16", "oft": "block=4"}
+    budget = smallest.get(name, "band=0" if name == "svft plain" else "p=0.4")
     speech.module = apply_method(speech.module, name, layers, budget)
     assert speech.loss(batch).item() == pytest.approx(before, rel=1e-5)
     _perturb(speech.module)
     changed = speech.loss(batch).item()
-    assert abs(changed - before) > 1e-3 * before
+    assert abs(changed - before) > 1e-4 * before
     speech.module.save_pretrained(str(tmp_path))
     other = load_model(owsm)
     other.module = PeftModel.from_pretrained(other.module, str(tmp_path))
-    assert other.loss(batch).item() == pytest.approx(changed, rel=1e-5)
+    assert other.loss(batch).item() == pytest.approx(changed, rel=5e-6)
 
 
 # -- the paper's counts
