@@ -124,7 +124,7 @@ def test_label_longer_than_the_decoder_is_told(refused, table, embedded, tmp_pat
         (["--where", "height<3"], "'height<3' names an unknown field; there are age, "),
         (["--where", "age<3"], "No utterance is left after the condition 'age<3'; age goes from 6 to 9."),
         (["--window", "60"], "A window of 60 s is not possible"),
-        (["--normaliser", "dutch"], "There is no normaliser 'dutch'"),
+        (["--normaliser", "klingon"], "There is no normaliser 'klingon'"),
     ],
 )
 def test_bad_option_of_adapt_is_named(refused, table, embedded, tmp_path, options, told):
