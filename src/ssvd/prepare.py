@@ -44,6 +44,9 @@ class Division:
     seed: int = 0
     balance: str | None = None
 
+    def options(self) -> dict[str, Any]:
+        return {"portions": dict(self.portions), "seed": self.seed, "balance": self.balance}
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -87,7 +90,7 @@ def prepare_source(
         corpus = read_corpus(source, skip_bad=skip_bad)
         return _Utterances({"": corpus.cuts}, corpus.skipped).where(where).divide("", division)
 
-    options = {"where": list(where), **asdict(division), "skip_bad": skip_bad}
+    options = {"where": list(where), **division.options(), "skip_bad": skip_bad}
     return _prepare("of one's own", source, out, options, build)
 
 
@@ -142,7 +145,7 @@ def prepare_myst(
         "filter_model": filter_model,
         "filtered": list(filtered) if filter_model else [],
         "where": list(where),
-        **asdict(division),
+        **division.options(),
         "skip_bad": skip_bad,
     }
     return _prepare("myst", corpus, out, options, build, rules=chosen.told, paper=myst_corpus.PAPER)
@@ -198,7 +201,7 @@ def prepare_cgn(
         "unknown_speakers": unknown_speakers,
         "recordings": [[given, _state(file)] for given, file in zip(recordings, listings.files, strict=True)],
         "where": list(where),
-        **asdict(division),
+        **division.options(),
         "skip_bad": skip_bad,
     }
     return _prepare("cgn", corpus, out, options, build, rules=cgn_corpus.RULES, paper=cgn_corpus.PAPER)
@@ -225,7 +228,7 @@ def prepare_speechocean762(
         utterances = _read_audio(items, corpus, out, skip_bad, on_progress)
         return utterances.where(where).divide("train", division)
 
-    options = {"where": list(where), **asdict(division), "skip_bad": skip_bad}
+    options = {"where": list(where), **division.options(), "skip_bad": skip_bad}
     return _prepare("speechocean762", corpus, out, options, build)
 
 
