@@ -2,14 +2,13 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from ssvd import cli, filtering
+from ssvd import filtering
 from ssvd.data import read_corpus
 from ssvd.data.listings import Listings
 from ssvd.data.myst import PAPER, RULES, clean, clean_as_espnet, read_myst
@@ -123,21 +122,6 @@ def corpus(tmp_path) -> Path:
     (folder / "docs").mkdir()
     (folder / "index.html").write_text("<html>")
     return folder
-
-
-@pytest.fixture
-def ssvd(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ssvd", *map(str, arguments)])
-        code = 0
-        try:
-            cli.run()
-        except SystemExit as error:
-            code = error.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
 
 
 def ids(out: Path, part: str) -> list[str]:
