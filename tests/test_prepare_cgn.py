@@ -12,6 +12,7 @@ from scipy.signal import resample_poly
 
 from ssvd.data import field_value, load_audio, read_corpus
 from ssvd.data.cgn import COMPONENTS, PAPER, SELECTIONS, clean
+from ssvd.data.text_files import read_old_text
 from ssvd.data.textgrid import parse_textgrid
 from ssvd.errors import UserError
 from ssvd.prepare import Division, prepare_cgn
@@ -111,6 +112,14 @@ def test_short_and_long_textgrids():
     (long,) = parse_textgrid(LONG)
     assert long.intervals == [(0.0, 0.412, ""), (0.412, 7.25, "42 is 3.5 keer 12")]
     assert parse_textgrid(SHORT.replace("<exists>", "<absent>")) == []
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["a.ort", "a.ort.gz"])
+def test_encodings_that_annotations_come_in(tmp_path, encoding, name):
+    data = "één coëfficiënt".encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert read_old_text(tmp_path / name) == "één coëfficiënt"
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def prepare_source(
         return _Utterances({"": corpus.cuts}, corpus.skipped).where(where).divide("", division)
 
     options = {"where": list(where), **division.options(), "skip_bad": skip_bad}
-    return _prepare("of one's own", source, out, options, build)
+    return _prepare("other", source, out, options, build)
 
 
 def prepare_myst(

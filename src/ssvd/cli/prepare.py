@@ -51,7 +51,7 @@ def source(
     seed: Seed = 0,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Any other: a table (CSV, TSV, JSONL), a Kaldi or ESPnet folder, Lhotse cuts."""
+    """Any other: a table (CSV, TSV, JSONL), a Kaldi or ESPnet folder, Lhotse cuts (./myst if it is called so)."""
     from ..prepare import Division, prepare_source
 
     division = Division(_portions(split), seed, balance)

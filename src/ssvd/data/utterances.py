@@ -84,9 +84,9 @@ def cuts_of(
         on_progress: Called with (headers read, of how many).
     """
     paths = {item.path: item.recording_id for item in utterances if isinstance(item, Utterance)}
-    headers: dict[Path, Recording | str] = _cached_headers(paths, cache) if cache is not None else {}
-    unread = [path for path in paths if path not in headers]
     with ThreadPoolExecutor(8) as pool, Journal(cache) if cache is not None else nullcontext() as journal:
+        headers = {} if journal is None else _known_headers(paths, journal.rows)
+        unread = [path for path in paths if path not in headers]
         # Opening files is waiting, most of all on a network disk.
         for path, header in zip(unread, pool.map(lambda path: _header(path, paths[path]), unread), strict=True):
             headers[path] = header
@@ -97,15 +97,11 @@ def cuts_of(
     return [item if isinstance(item, Skipped) else _cut(item, headers[item.path], outside) for item in utterances]
 
 
-def _cached_headers(paths: Mapping[Path, str], cache: Path) -> dict[Path, Recording | str]:
-    """The headers of those files that have not changed since they were read."""
-    with Journal(cache) as journal:
-        recordings = {tuple(row["state"]): row["recording"] for row in journal.rows}
-    found: dict[Path, Recording | str] = {}
-    for path in paths:
-        if is_file(path) and (recording := recordings.get(tuple(_state(path)))) is not None:
-            found[path] = Recording.from_dict(recording)
-    return found
+def _known_headers(paths: Iterable[Path], rows: Iterable[Mapping[str, Any]]) -> dict[Path, Recording | str]:
+    """The headers, out of rows that were written before, of those files that have not changed since."""
+    recordings = {tuple(row["state"]): row["recording"] for row in rows}
+    known = {path: recordings.get(tuple(_state(path))) for path in paths if recordings and is_file(path)}
+    return {path: Recording.from_dict(recording) for path, recording in known.items() if recording is not None}
 
 
 def _state(path: Path) -> list[str | int]:
