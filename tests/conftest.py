@@ -1,12 +1,13 @@
 """Fixtures that several tests share."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import ssvd
+import ssvd as package
 
 os.environ["SSVD_CACHE"] = "off"  # tests leave nothing in the home folder; those of the cache turn it on
 
@@ -23,10 +24,28 @@ def recordings() -> Path:
     return RECORDINGS
 
 
+@pytest.fixture
+def ssvd(monkeypatch, capsys):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+    from ssvd import cli
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ssvd", *map(str, arguments)])
+        code = 0
+        try:
+            cli.run()
+        except SystemExit as error:
+            code = error.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """The recogniser that comes with the package: a window of 4 s, a byte vocabulary."""
-    return Path(ssvd.__file__).parent / "embedded"
+    return Path(package.__file__).parent / "embedded"
 
 
 @pytest.fixture(scope="session")

@@ -15,23 +15,6 @@ from ssvd.adapt import AdaptOptions
 
 
 @pytest.fixture
-def ssvd(monkeypatch, capsys):
-    """Runs a command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ssvd", *map(str, arguments)])
-        try:
-            cli.run()
-            code = 0
-        except SystemExit as error:
-            code = error.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
-
-
-@pytest.fixture
 def refused(ssvd):
     """Runs a command that must fail, and returns the one sentence that it says."""
 
@@ -124,7 +107,7 @@ def test_label_longer_than_the_decoder_is_told(refused, table, embedded, tmp_pat
         (["--where", "height<3"], "'height<3' names an unknown field; there are age, "),
         (["--where", "age<3"], "No utterance is left after the condition 'age<3'; age goes from 6 to 9."),
         (["--window", "60"], "A window of 60 s is not possible"),
-        (["--normaliser", "dutch"], "There is no normaliser 'dutch'"),
+        (["--normaliser", "klingon"], "There is no normaliser 'klingon'"),
     ],
 )
 def test_bad_option_of_adapt_is_named(refused, table, embedded, tmp_path, options, told):

@@ -61,9 +61,24 @@ def test_error_rates_follow_from_the_written_hypotheses(evaluated):
             [row["reference"] for row in rows],
             [row["hypothesis"] for row in rows],
             speakers=[row["speaker"] for row in rows],
-            normaliser=results["normaliser"],
+            normaliser=evaluation.normaliser,
         )
         assert again == evaluation.score
+
+
+@pytest.mark.parametrize(
+    ("languages", "given", "used"),
+    [(["nl-BE"], None, "dutch"), (["nl", ""], None, "english"), (["nl"], "basic", "basic")],
+)
+def test_texts_are_normalised_by_the_language_that_a_corpus_states(embedded, corpora, tmp_path, languages, given, used):
+    table = tmp_path / "nl.csv"
+    audio = sorted(corpora["adult"].parent.glob("*.flac"))
+    rows = [f"{path},zo'n één,{language}" for path, language in zip(audio, languages, strict=False)]
+    table.write_text("\n".join(["path,text,language", *rows]))
+    (evaluation,), _ = evaluate(str(embedded), [str(table)], normaliser=given, device="cpu", out=tmp_path / "out")
+    assert evaluation.normaliser == used
+    (row,) = json.loads((tmp_path / "out" / "result.json").read_text())["results"]
+    assert row["normaliser"] == used
 
 
 def test_groups_of_a_field_add_up_to_the_whole(evaluated):
@@ -91,7 +106,7 @@ def test_runs_of_the_same_name_are_refused_rather_than_overwritten(run, embedded
         ({"by": ["age"]}, "No utterance of .* has the field 'age'; the fields are: accent, "),
         ({"by": ["accent:6-10,x"]}, "The bands of 'accent:6-10,x' cannot be read"),
         ({"where": ["age<9"]}, "'age<9' names an unknown field; there are accent, "),
-        ({"normaliser": "dutch"}, "no normaliser 'dutch'; choose one of none, basic, english"),
+        ({"normaliser": "klingon"}, "no normaliser 'klingon'; choose one of none, basic, english"),
         ({"device": "tpu"}, "no device 'tpu' here; choose one of auto, cpu"),
         ({"window": 9.0}, "A window of 9 s is not possible"),
     ],

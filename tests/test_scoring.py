@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ssvd.errors import UserError
-from ssvd.scoring import compare, normaliser, score, score_by
+from ssvd.scoring import compare, normaliser, score, score_by, usual_normaliser
 
 SENTENCE = st.lists(st.sampled_from("abcde"), max_size=8).map(" ".join)
 PAIRS = st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=12)
@@ -68,9 +68,33 @@ def test_lengths_must_agree():
         compare(["a"], ["a"], ["a", "b"])
 
 
+DUTCH = [
+    ("Goedemorgen, MENEER! Hoe gaat het?", "goedemorgen meneer hoe gaat het"),
+    ("Eén vóór één, hè? De coëfficiënt van crème.", "een voor een hè de coëfficiënt van crème"),
+    ("cafe\u0301", "cafe"),  # a combining accent
+    ("ja (lacht) [geluid] <ruis> nee", "ja nee"),
+    ("'k Weet 't, 'n beetje z'n m'n; da's voor 'm, u 'ns", "ik weet het een beetje zijn mijn dat is voor hem u eens"),
+    ("‘k weet ’t", "ik weet het"),  # as word processors write it
+    ("zo'n foto's d'r 's avonds Hans' ‘huis’", "zo'n foto's d'r s avonds hans huis"),
+    ("zee-eend, auto-ongeluk, langetermijn, lange termijn", "zee eend auto ongeluk langetermijn lange termijn"),
+    ("uh ja euhm mmm, hem en um", "ja hem en"),
+    ("2 12 21 32 101 121", "twee twaalf eenentwintig tweeëndertig honderdeen honderdeenentwintig"),
+    ("1001 2024 21.500", "duizend een tweeduizend vierentwintig eenentwintigduizend vijfhonderd"),
+    ("in 1984 of 1100", "in negentienhonderdvierentachtig of elfhonderd"),
+    ("1.000.000 2500000", "een miljoen twee miljoen vijfhonderdduizend"),
+    ("tweeduizendvierentwintig duizendpoten", "tweeduizend vierentwintig duizendpoten"),
+    ("3,5 en 14.30", "drie komma vijf en veertien dertig"),
+    ("1e 3de 8ste 101e 5 eenden", "eerste derde achtste honderdeerste vijf eenden"),
+    ("€5,50 € 3 10% Jip & Janneke 1+1", "vijf euro vijftig drie euro tien procent jip en janneke een plus een"),
+    ("0475 12 '80 H2O", "nul vier zeven vijf twaalf tachtig h twee o"),
+    ("1234567890123", "een twee drie vier vijf zes zeven acht negen nul een twee drie"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
+        *(("dutch", text, expected) for text, expected in DUTCH),
         ("none", " Hello,\tWORLD! ", "Hello, WORLD!"),
         ("basic", "C'est l'ÉTÉ (rire), [bruit]  là!", "c est l été là"),
         ("basic", "Één hűtő, Ж Ω 東京。", "één hűtő ж ω 東京"),
@@ -82,8 +106,22 @@ def test_normalisers(name, text, expected):
     assert normaliser(name)(text) == expected
 
 
+@given(
+    st.one_of(st.text(), st.lists(st.sampled_from(["'", "t", "k", " ", "1.0", ",5", "0", "€", "(", "é"])).map("".join))
+)
+def test_dutch_takes_any_text(text):
+    assert not set(normaliser("dutch")(text)) & set(",.€()0123456789")
+
+
+@pytest.mark.parametrize(
+    ("language", "name"), [("en", "english"), ("nl", "dutch"), ("nl-BE", "dutch"), ("fr", "basic"), (None, "basic")]
+)
+def test_usual_normaliser(language, name):
+    assert usual_normaliser(language) == name
+
+
 def test_unknown_normaliser():
-    with pytest.raises(UserError, match="no normaliser 'klingon'; choose one of none, basic, english"):
+    with pytest.raises(UserError, match="no normaliser 'klingon'; choose one of none, basic, english, dutch"):
         score(["a"], ["a"], normaliser="klingon")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lhotse import CutSet
 
-from .data import Skipped, field_names, field_value, read_corpus, select
+from .data import Skipped, common_language, field_names, field_value, read_corpus, select
 from .errors import UserError
 from .hardware import pick_device
 from .runs import check_run, load_adapted, read_config, write_json
@@ -27,6 +27,7 @@ class Evaluation:
     Attributes:
         corpus: Its name: the last parts of its path.
         system: "base", or the run folder of an adapter.
+        normaliser: Of both texts before scoring.
         score: Over all utterances.
         groups: field -> value -> score.
         comparison: With the base model on the same utterances; None for the base model itself.
@@ -35,6 +36,7 @@ class Evaluation:
 
     corpus: str
     system: str
+    normaliser: str
     score: Score
     groups: dict[str, dict[str, Score]]
     comparison: Comparison | None
@@ -45,6 +47,7 @@ class Evaluation:
         return {
             "corpus": self.corpus,
             "system": self.system,
+            "normaliser": self.normaliser,
             **self.score.as_dict(),
             "groups": {
                 name: {value: part.as_dict() for value, part in parts.items()} for name, parts in self.groups.items()
@@ -80,7 +83,7 @@ def evaluate(
             nothing but the adapter.
         where: Conditions on fields; see `ssvd.data.select`.
         by: Fields to break down by; see `ssvd.scoring.score_by`.
-        normaliser: Default "english" for models of English, else "basic".
+        normaliser: Default for each corpus: the usual one of the language that its utterances or the model state.
         out: Folder for `result.json` and `hypotheses/SYSTEM-CORPUS.jsonl`.
         on_progress: Called with (system, corpus, utterances done, of how many).
 
@@ -93,6 +96,8 @@ def evaluate(
     names = _short_names(corpora, "corpora")
     skipped: list[Skipped] = []
     chosen: dict[str, list[Any]] = {}
+    if normaliser is not None:
+        find_normaliser(normaliser)  # a bad name is refused before any work
     for name, path in zip(names, corpora, strict=True):
         corpus = read_corpus(path, skip_bad=skip_bad)
         skipped += corpus.skipped
@@ -108,8 +113,10 @@ def evaluate(
     for system in systems:
         if system == BASE:
             speech = _base(model, adapters, window, language)
-            normaliser = normaliser or usual_normaliser(speech.language)
-            find_normaliser(normaliser)  # a bad name or run is refused before any decoding
+            normalisers = {
+                name: normaliser or usual_normaliser(common_language(cuts) or speech.language)
+                for name, cuts in chosen.items()
+            }
             for run in adapters:
                 check_run(run, speech.module, model)
         else:
@@ -125,9 +132,9 @@ def evaluate(
             seconds[system, name] = time.monotonic() - started
             if out is not None:
                 _write_hypotheses(out / "hypotheses" / f"{labels[system]}-{name}.jsonl", cuts, texts[system, name])
-    assert normaliser is not None
     evaluations = []
     for name, cuts in chosen.items():
+        normaliser = normalisers[name]
         references = [field_value(cut, "text") for cut in cuts]
         speakers = [field_value(cut, "speaker") for cut in cuts]
         for system in systems:
@@ -137,6 +144,7 @@ def evaluate(
                 Evaluation(
                     corpus=name,
                     system=system,
+                    normaliser=normaliser,
                     score=score(references, hypotheses, speakers=speakers, normaliser=normaliser),
                     groups={field: score_by(records, field, normaliser=normaliser) for field in by},
                     comparison=None
@@ -147,7 +155,7 @@ def evaluate(
             )
     if out is not None:
         rows = [evaluation.as_dict() for evaluation in evaluations]
-        write_json(out / "result.json", {"model": model, "normaliser": normaliser, "beams": beams, "results": rows})
+        write_json(out / "result.json", {"model": model, "beams": beams, "results": rows})
     return evaluations, skipped
 
 

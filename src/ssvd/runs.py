@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import nn
 
 from .errors import UserError
+from .files import whole_file
 from .speech import SpeechModel, load_model
 
 SAMPLES = 8  # entries of each layer's weight
@@ -42,9 +43,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from .dutch import normalise_dutch
 from .errors import UserError
 
 Unit = Literal["speakers", "utterances"]
@@ -25,7 +26,9 @@ _NORMALISERS: dict[str, Callable[[], Callable[[str], str]]] = {
     "none": lambda: lambda text: text,
     "basic": lambda: BasicTextNormalizer(preserve_marks=True),
     "english": EnglishTextNormalizer,
+    "dutch": lambda: normalise_dutch,
 }
+_USUAL = {"en": "english", "english": "english", "nl": "dutch", "dutch": "dutch"}
 
 
 @cache
@@ -33,7 +36,8 @@ def normaliser(name: str) -> Callable[[str], str]:
     """The text normaliser of that name; all squeeze blanks.
 
     "none" changes nothing else, "basic" is Whisper's for any language (lower case, no punctuation, nothing in
-    brackets), "english" is Whisper's for English (also spelling, contractions, numbers, fillers).
+    brackets), "english" is Whisper's for English (also spelling, contractions, numbers, fillers), "dutch" is
+    our own (see `ssvd.dutch`).
 
     Raises:
         UserError: there is no normaliser of that name.
@@ -46,8 +50,8 @@ def normaliser(name: str) -> Callable[[str], str]:
 
 
 def usual_normaliser(language: str | None) -> str:
-    """Name of the normaliser for a model that writes this one language, a code, or for None several."""
-    return "english" if language == "en" else "basic"
+    """Name of the normaliser for texts of this one language ("nl", "nl-BE", "Dutch"), or for None of several."""
+    return _USUAL.get((language or "").partition("-")[0].lower(), "basic")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from ..errors import UserError
 from .comparison import benchmark, demo, report
-from .prepare import prepare
+from .prepare import app as prepare
 from .recognisers import adapt, evaluate, merge, plan, transcribe
 from .terminal import errors
 
@@ -18,7 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, prepare, plan, adapt, evaluate, transcribe, merge, benchmark, report):
+app.add_typer(prepare, name="prepare")
+for command in (demo, plan, adapt, evaluate, transcribe, merge, benchmark, report):
     app.command()(command)
 
 

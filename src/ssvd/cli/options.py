@@ -19,5 +19,5 @@ Budget = Annotated[
     ),
 ]
 Normaliser = Annotated[
-    str | None, typer.Option(help="Of texts before scoring: none, basic or english; default by the model's language.")
+    str | None, typer.Option(help="Of texts before scoring: none, basic, english or dutch; default by the language.")
 ]

@@ -3,13 +3,14 @@
 from .audio import load_audio, read_recording
 from .corpus import read_corpus
 from .manifests import write_cuts
-from .selection import field_names, field_value, select
+from .selection import common_language, field_names, field_value, select
 from .splits import split_by_speaker, text_overlap
 from .utterances import Corpus, Skipped
 
 __all__ = [
     "Corpus",
     "Skipped",
+    "common_language",
     "field_names",
     "field_value",
     "load_audio",

@@ -5,6 +5,7 @@ nothing is run, and what is wrong is told by file and line.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from .audio import is_file
@@ -83,7 +84,7 @@ class _Folder:
         try:
             return self._utterance(name)
         except _FaultError as error:
-            return error.fault
+            return replace(error.fault, id=name)
 
     def _utterance(self, name: str) -> Utterance:
         text = self.text.value(name)

@@ -11,6 +11,7 @@ from lhotse import CutSet, MonoCut, MultiCut
 from lhotse.audio import AudioSource
 from lhotse.serialization import deserialize_item, save_to_jsonl
 
+from ..files import whole_file
 from .audio import is_file
 from .tables import JsonRow
 from .utterances import ROUNDING, Skipped
@@ -72,13 +73,13 @@ def _found(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:
 
 
 def write_cuts(cuts: CutSet, path: Path | str) -> None:
-    """Write cuts as Lhotse JSONL, gzipped where the name ends in .gz, with absolute audio paths.
+    """Write cuts as Lhotse JSONL, gzipped where the name ends in .gz, with absolute audio paths; whole or not at all.
 
     The same cuts give the same bytes. Read them with `read_corpus`, or with Lhotse.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as raw:
+    with whole_file(path) as raw:
         # A gzip file usually holds its name and the time.
         file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
         with codecs.getwriter("utf-8")(file) as text:

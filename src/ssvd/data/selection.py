@@ -47,6 +47,12 @@ def field_names(cuts: CutSet) -> list[str]:
     return sorted(names)
 
 
+def common_language(cuts: CutSet) -> str | None:
+    """The language that all utterances state; None where they state several, or some of them none."""
+    languages = {field_value(cut, "language") for cut in cuts}
+    return languages.pop() if len(languages) == 1 else None
+
+
 def select(cuts: CutSet, conditions: Sequence[str]) -> CutSet:
     """The cuts that meet all conditions, in their order.
 

@@ -13,15 +13,39 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: the file cannot be read or is UTF-16.
     """
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    data = _read_bytes(path)
+    if data[:2] in _UTF16:
         raise UserError(f"{path} is UTF-16; save it as UTF-8.")
     return data.decode("utf-8-sig", errors="surrogateescape")
+
+
+def read_old_text(path: Path) -> str:
+    """The text of a file, gzipped or not, of a corpus that is older than UTF-8 everywhere.
+
+    It is UTF-8 or UTF-16 where it is valid as such, else Windows-1252, which has the letters of ISO 8859-1 and the
+    typographic apostrophes.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    data = _read_bytes(path)
+    if data[:2] in _UTF16:
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

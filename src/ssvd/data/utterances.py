@@ -1,8 +1,11 @@
 """From the utterances that a table or a Kaldi folder describes to checked Lhotse cuts."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,8 @@ from typing import Any
 from lhotse import CutSet, Recording, SupervisionSegment
 
 from ..errors import UserError
-from .audio import read_recording
+from ..files import Journal
+from .audio import is_file, read_recording
 
 # Times in transcripts are rounded; a segment may end this many seconds after its recording and is then clipped.
 ROUNDING = 0.1
@@ -20,10 +24,15 @@ _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Skipped:
-    """An utterance that cannot be used: `where` is file:row, `reason` a sentence without its full stop."""
+    """An utterance that is left out: `where` is file:row, `reason` a sentence without its full stop.
+
+    It is bad, unless a `rule` of its corpus ("no transcript", "over 30 s") leaves it out: that is no mistake.
+    """
 
     where: str
     reason: str
+    id: str = ""
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class Utterance:
     language: str | None = None
     gender: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    part: str = ""  # train, dev or test, where its corpus says so
+    longest: float = math.inf  # seconds; longer ones are left out by rule
 
 
 def number_or_text(value: str) -> int | float | str:
@@ -58,12 +69,44 @@ def number_or_text(value: str) -> int | float | str:
     return float(value) if set(value) & set(".eE") else int(value)
 
 
-def cuts_of(utterances: Sequence[Utterance | Skipped]) -> list[tuple[str, Any] | Skipped]:
-    """(where, cut) for each utterance whose audio is in order; each file's header is read once."""
+def cuts_of(
+    utterances: Sequence[Utterance | Skipped],
+    cache: Path | None = None,
+    *,
+    outside: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[str, Any] | Skipped]:
+    """(where, cut) for each utterance whose audio is in order; each file's header is read once.
+
+    Args:
+        cache: A file that keeps the headers read so far, for when this is interrupted.
+        outside: The rule by which segments beyond the end of their recording are left out; "": they are bad.
+        on_progress: Called with (headers read, of how many).
+    """
     paths = {item.path: item.recording_id for item in utterances if isinstance(item, Utterance)}
-    with ThreadPoolExecutor(8) as pool:  # opening files is waiting, most of all on a network disk
-        headers = dict(zip(paths, pool.map(_header, paths, paths.values()), strict=True))
-    return [item if isinstance(item, Skipped) else _cut(item, headers[item.path]) for item in utterances]
+    with ThreadPoolExecutor(8) as pool, Journal(cache) if cache is not None else nullcontext() as journal:
+        headers = {} if journal is None else _known_headers(paths, journal.rows)
+        unread = [path for path in paths if path not in headers]
+        # Opening files is waiting, most of all on a network disk.
+        for path, header in zip(unread, pool.map(lambda path: _header(path, paths[path]), unread), strict=True):
+            headers[path] = header
+            if journal is not None and isinstance(header, Recording):
+                journal.add({"state": _state(path), "recording": header.to_dict()})
+            if on_progress is not None:
+                on_progress(len(headers), len(paths))
+    return [item if isinstance(item, Skipped) else _cut(item, headers[item.path], outside) for item in utterances]
+
+
+def _known_headers(paths: Iterable[Path], rows: Iterable[Mapping[str, Any]]) -> dict[Path, Recording | str]:
+    """The headers, out of rows that were written before, of those files that have not changed since."""
+    recordings = {tuple(row["state"]): row["recording"] for row in rows}
+    known = {path: recordings.get(tuple(_state(path))) for path in paths if recordings and is_file(path)}
+    return {path: Recording.from_dict(recording) for path, recording in known.items() if recording is not None}
+
+
+def _state(path: Path) -> list[str | int]:
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def _header(path: Path, recording_id: str) -> Recording | str:
@@ -73,16 +116,20 @@ def _header(path: Path, recording_id: str) -> Recording | str:
         return str(error)
 
 
-def _cut(utterance: Utterance, recording: Recording | str) -> tuple[str, Any] | Skipped:
+def _cut(utterance: Utterance, recording: Recording | str, outside: str) -> tuple[str, Any] | Skipped:
     if isinstance(recording, str):
-        return Skipped(utterance.where, recording)
+        return Skipped(utterance.where, recording, utterance.id)
     start, whole = utterance.start, recording.duration
     end = whole if utterance.duration is None else start + utterance.duration
     if not (0 <= start < min(end, whole) and end <= whole + ROUNDING):  # so written, NaN is refused too
         reason = f"its segment, {start:g} to {end:g} s, is empty or outside its recording, 0 to {whole:g} s"
-        return Skipped(utterance.where, reason)
+        return Skipped(utterance.where, reason, utterance.id, outside)
+    duration = round(min(end, whole) - start, 8)
+    if duration > utterance.longest:
+        reason = f"it lasts {duration:.2f} s"
+        return Skipped(utterance.where, reason, utterance.id, f"over {utterance.longest:g} s")
     cut = recording.to_cut()
-    cut.id, cut.start, cut.duration = utterance.id, start, round(min(end, whole) - start, 8)
+    cut.id, cut.start, cut.duration = utterance.id, start, duration
     cut.supervisions = [
         SupervisionSegment(
             id=utterance.id,
@@ -104,7 +151,7 @@ def collect(items: Iterable[tuple[str, Any] | Skipped], source: Path, *, skip_ba
     """The corpus of those cuts that have a text and an id of their own.
 
     Raises:
-        UserError: an utterance is bad and `skip_bad` is false, or no good one remains.
+        UserError: an utterance is bad and `skip_bad` is false, or none remains.
     """
     cuts: dict[str, Any] = {}
     first_seen: dict[str, str] = {}
@@ -115,16 +162,19 @@ def collect(items: Iterable[tuple[str, Any] | Skipped], source: Path, *, skip_ba
             continue
         where, cut = item
         if not (cut.supervisions[0].text or "").strip():
-            skipped.append(Skipped(where, f"utterance {cut.id} has no text"))
+            skipped.append(Skipped(where, f"utterance {cut.id} has no text", cut.id))
         elif cut.id in cuts:
-            skipped.append(Skipped(where, f"the id {cut.id} is taken already by {first_seen[cut.id]}"))
+            skipped.append(Skipped(where, f"the id {cut.id} is taken already by {first_seen[cut.id]}", cut.id))
         else:
             cuts[cut.id], first_seen[cut.id] = cut, where
-    total = len(cuts) + len(skipped)
-    if total == 0:
-        raise UserError(f"{source} holds no utterances.")
-    if skipped and (not skip_bad or not cuts):
-        count = f"{len(skipped)} of {total} utterances are bad" if len(skipped) > 1 else f"1 bad utterance of {total}"
+    bad = [item for item in skipped if not item.rule]
+    total = len(cuts) + len(bad)
+    if not cuts and not bad:
+        rules = ", ".join(f"{count} {rule}" for rule, count in Counter(item.rule for item in skipped).items())
+        left_out = f" to use; its rules leave out all: {rules}" if rules else ""
+        raise UserError(f"{source} holds no utterances{left_out}.")
+    if bad and (not skip_bad or not cuts):
+        count = f"{len(bad)} of {total} utterances are bad" if len(bad) > 1 else f"1 bad utterance of {total}"
         advice = "" if not cuts else " Correct this, or leave such utterances out with --skip-bad."
-        raise UserError(f"{skipped[0].where}: {skipped[0].reason} ({count}).{advice}")
+        raise UserError(f"{bad[0].where}: {bad[0].reason} ({count}).{advice}")
     return Corpus(CutSet.from_cuts(cuts.values()), skipped)

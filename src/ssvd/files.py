@@ -1,0 +1,45 @@
+"""Files that survive a kill: written whole or not at all, or growing line by line."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write in: it stands at `path` once all is written, and until then what stood there before."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        yield file
+    partial.replace(path)
+
+
+class Journal:
+    """JSON Lines that grow while work is done: a kill costs the last line at most, the next `Journal` reads the rest.
+
+    Attributes:
+        rows: What stood in the file when it was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        self._file = path.open("r+b" if data else "wb")
+        self._file.truncate(len(whole))
+        self._file.seek(len(whole))
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
