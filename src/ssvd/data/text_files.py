@@ -1,8 +1,12 @@
 """Text files as people keep them: with a byte order mark, Windows line ends, a line in another encoding."""
 
+import codecs
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
@@ -13,22 +17,37 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: the file cannot be read or is UTF-16.
     """
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path} is UTF-16; save it as UTF-8.")
+    with _open(path) as file:
+        data = file.read()
+    _refuse_utf16(path, data)
     return data.decode("utf-8-sig", errors="surrogateescape")
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number from 1, line) of the lines that are not blank."""
-    # Not str.splitlines, which also splits at Unicode separators inside a sentence.
-    lines = enumerate(read_text(path).split("\n"), start=1)
-    return [(number, line.strip("\r")) for number, line in lines if line.strip()]
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line) of the lines that are not blank, one after another; raises as `read_text`."""
+    with _open(path) as file:
+        # A binary file ends its lines at line feeds alone, text also at Unicode separators inside a sentence.
+        for number, data in enumerate(file, start=1):
+            if number == 1:
+                _refuse_utf16(path, data)
+                data = data.removeprefix(codecs.BOM_UTF8)
+            line = data.decode("utf-8", errors="surrogateescape").strip("\r\n")
+            if line.strip():
+                yield number, line
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+
+
+def _refuse_utf16(path: Path, start: bytes) -> None:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path} is UTF-16; save it as UTF-8.")
 
 
 def is_utf8(text: str) -> bool:

@@ -32,6 +32,7 @@ class Corpus:
 
     cuts: CutSet
     skipped: list[Skipped]
+    notes: tuple[str, ...] = ()  # what reading took for granted, in sentences
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def number_or_text(value: str) -> int | float | str:
     return float(value) if set(value) & set(".eE") else int(value)
 
 
-def cuts_of(utterances: Sequence[Utterance | Skipped]) -> list[tuple[str, Any] | Skipped]:
+def cuts_of(utterances: Iterable[Utterance | Skipped]) -> list[tuple[str, Any] | Skipped]:
     """(where, cut) for each utterance whose audio is in order; each file's header is read once."""
+    utterances = list(utterances)
     paths = {item.path: item.recording_id for item in utterances if isinstance(item, Utterance)}
     with ThreadPoolExecutor(8) as pool:  # opening files is waiting, most of all on a network disk
         headers = dict(zip(paths, pool.map(_header, paths, paths.values()), strict=True))
@@ -100,7 +102,9 @@ def _cut(utterance: Utterance, recording: Recording | str) -> tuple[str, Any] | 
     return utterance.where, cut
 
 
-def collect(items: Iterable[tuple[str, Any] | Skipped], source: Path, *, skip_bad: bool) -> Corpus:
+def collect(
+    items: Iterable[tuple[str, Any] | Skipped], source: str, notes: Sequence[str] = (), *, skip_bad: bool
+) -> Corpus:
     """The corpus of those cuts that have a text and an id of their own.
 
     Raises:
@@ -127,4 +131,4 @@ def collect(items: Iterable[tuple[str, Any] | Skipped], source: Path, *, skip_ba
         count = f"{len(skipped)} of {total} utterances are bad" if len(skipped) > 1 else f"1 bad utterance of {total}"
         advice = "" if not cuts else " Correct this, or leave such utterances out with --skip-bad."
         raise UserError(f"{skipped[0].where}: {skipped[0].reason} ({count}).{advice}")
-    return Corpus(CutSet.from_cuts(cuts.values()), skipped)
+    return Corpus(CutSet.from_cuts(cuts.values()), skipped, tuple(notes))
