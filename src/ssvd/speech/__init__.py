@@ -1,6 +1,6 @@
 """Speech recognisers behind one interface, whatever family their checkpoint belongs to."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from ..errors import UserError
 from .whisper import Batch, SpecAugment, Whisper
 
-__all__ = ["Batch", "SpecAugment", "SpeechModel", "Whisper", "load_model", "load_outline"]
+__all__ = ["Batch", "SpecAugment", "SpeechModel", "Whisper", "load_check", "load_model", "load_outline"]
 
 FAMILIES = {"whisper": Whisper}
 
@@ -96,6 +96,17 @@ def load_outline(name_or_path: str | Path) -> tuple[nn.Module, list[str]]:
         UserError: There is no such checkpoint, or its family is not supported.
     """
     return _family(str(name_or_path)).outline(str(name_or_path))
+
+
+def load_check(
+    name_or_path: str | Path, *, window: float | None = None, language: str | None = None
+) -> Callable[[Any], str | None]:
+    """`SpeechModel.check` of a checkpoint, without its weights: why a cut cannot be trained on, or None.
+
+    Arguments and errors are those of `load_model`.
+    """
+    name = str(name_or_path)
+    return _family(name).without_weights(name, window=window, language=language).check
 
 
 def _family(name: str) -> type[Whisper]:
