@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import StoppedError, UserError
 from .audio import decode
-from .corpus import OpenCorpus, open_corpus
+from .corpus import open_corpus
 from .doubtful_text import doubt
 from .splits import folded_text
 from .utterances import Skipped
@@ -133,7 +133,7 @@ class Check:
         corpora: Sequence[str],
         out: Path | None = None,
         *,
-        limits: Limits = Limits(),  # noqa: B008 (it is frozen)
+        limits: Limits = Limits(),
         load_fault: Callable[[], Fault] | None = None,
         fault_name: str = "",
     ) -> None:
@@ -189,7 +189,9 @@ class Check:
             reason = "A process of the check was killed, perhaps as memory ran out"
             raise StoppedError(reason, _advice(self._temporary)) from error
         except sqlite3.OperationalError as error:
-            raise StoppedError(f"{self._database.path} cannot be written ({error})", _advice(self._temporary)) from error
+            raise StoppedError(
+                f"{self._database.path} cannot be written ({error})", _advice(self._temporary)
+            ) from error
         with (self.folder / "findings.jsonl").open("w", encoding="utf-8") as file:
             for finding in self.findings():
                 row = asdict(finding) | {"severity": finding.severity}

@@ -83,7 +83,9 @@ def text_overlap(parts: Mapping[str, CutSet], train: str = "train") -> dict[str,
     """
     known = {folded_text(cut) for cut in parts[train]}
     return {
-        part: sum(folded_text(cut) in known for cut in cuts) / len(cuts) for part, cuts in parts.items() if part != train
+        part: sum(folded_text(cut) in known for cut in cuts) / len(cuts)
+        for part, cuts in parts.items()
+        if part != train
     }
 
 
