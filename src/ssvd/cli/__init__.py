@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from ..errors import UserError
 from .comparison import benchmark, demo, report
+from .data import data
 from .prepare import prepare
 from .recognisers import adapt, evaluate, merge, plan, transcribe
 from .terminal import errors
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 for command in (demo, prepare, plan, adapt, evaluate, transcribe, merge, benchmark, report):
     app.command()(command)
+app.add_typer(data, name="data")
 
 
 def run() -> None:

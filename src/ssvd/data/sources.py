@@ -1,7 +1,9 @@
 """Corpora that are named by more than a path: `hf:NAME?split=train`, `lhotse:RECIPE:/folder?option=value`."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote
 
 from ..errors import UserError
@@ -53,3 +55,28 @@ class Source:
         """Raises UserError for an option that is none of these."""
         if unknown := [option for option in self.options if option not in known]:
             raise UserError(f"{self.text} has the unknown option {unknown[0]!r}; there are {', '.join(known)}.")
+
+
+def short_names(paths: Sequence[str | Path], kind: str = "corpora") -> list[str]:
+    """A short name for each path or source, none twice, fit for a file: `train` for data/train.jsonl.gz.
+
+    Raises:
+        UserError: two are the same, or their names differ too far up; `kind` says what they are.
+    """
+    stems, longer = zip(*map(_names, paths), strict=True) if paths else ((), ())
+    names = [stem if stems.count(stem) == 1 else long for stem, long in zip(stems, longer, strict=True)]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two {kind} have the same name; give each only once, or rename one.")
+    return names
+
+
+def _names(path: str | Path) -> tuple[str, str]:
+    """A short name and a longer one."""
+    source = Source.parse(str(path))
+    if source is None:
+        resolved = Path(path).resolve()
+        stem = resolved.name.split(".")[0]
+        return stem, f"{resolved.parent.name}-{stem}"
+    name = source.name.partition(":")[0] if source.kind == "lhotse" else source.name.rstrip("/").rpartition("/")[2]
+    options = [value for values in source.options.values() for value in values]
+    return name, re.sub(r"[^\w.+-]+", "-", "-".join([name, *options]))
