@@ -1,12 +1,13 @@
 """Fixtures that several tests share."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import ssvd
+import ssvd as package
 
 os.environ["SSVD_CACHE"] = "off"  # tests leave nothing in the home folder; those of the cache turn it on
 
@@ -26,7 +27,7 @@ def recordings() -> Path:
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """The recogniser that comes with the package: a window of 4 s, a byte vocabulary."""
-    return Path(ssvd.__file__).parent / "embedded"
+    return Path(package.__file__).parent / "embedded"
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +54,37 @@ def options(embedded, corpora):
         return AdaptOptions(**(values | small | changes))
 
     return make
+
+
+@pytest.fixture
+def ssvd(monkeypatch, capsys):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+
+    from ssvd.cli import run as run_command_line
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ssvd", *map(str, arguments)])
+        try:
+            run_command_line()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def refused(ssvd):
+    """Runs a command that must fail, and returns the one sentence that it says."""
+
+    def run(*arguments):
+        code, out, err = ssvd(*arguments)
+        assert code == 2, err
+        assert out == ""
+        (sentence,) = err.splitlines()
+        assert sentence.startswith("Error: ") and sentence.endswith(".")
+        return sentence
+
+    return run

@@ -50,14 +50,14 @@ def check(
     """
     from ..data.checks import Check, Limits
 
-    load_fault = None
+    load_fault, name = None, ""
     if model is not None:
         from ..speech import load_check
 
         load_fault = partial(load_check, model, window=window, language=language)
         load_fault()  # what is wrong with the model is told here, not in a process of the check
+        name = json.dumps([model, window, language])
     limits = Limits(audio=audio, shortest=shortest, longest=longest, sampling_rate=rate)
-    name = json.dumps([model, window, language])
     with Check(corpora, out, limits=limits, load_fault=load_fault, fault_name=name) as checking:
         list_notes(checking.notes)
         columns = TextColumn("Checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -60,7 +60,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
 
 # Nobody comes near it: quick speech has 20 characters a second in English, fewer in scripts with denser characters.
 IMPOSSIBLE_RATE = 40.0
-# An unusual rate is so many standard deviations from the middle of its corpus and language.
+# An unusual rate is so many standard deviations from the middle of its corpus and language, and a factor of two.
 UNUSUAL_DEVIATIONS = 5.0
 _FEWEST_FOR_USUAL = 50
 _SILENCE = 1e-3  # of full scale, -60 dB
@@ -397,8 +397,8 @@ class _Database:
     def __init__(self, path: Path, state: dict[str, Any]) -> None:
         self.path = path
         text = json.dumps(state)
+        self._sql = sqlite3.connect(path, timeout=1, isolation_level=None)
         try:
-            self._sql = sqlite3.connect(path, timeout=1, isolation_level=None)
             self._sql.execute("PRAGMA locking_mode = EXCLUSIVE")  # two at once would add everything twice
             self._sql.execute("PRAGMA journal_mode = WAL")
             if not self._sql.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -406,8 +406,10 @@ class _Database:
                 self._sql.execute("INSERT INTO check_of VALUES (?)", (text,))
             (found,) = self._sql.execute("SELECT state FROM check_of").fetchone()
         except (sqlite3.Error, TypeError) as error:
+            self.close()
             raise UserError(f"{path} is in use by another check, or damaged ({error}).") from error
         if found != text:
+            self.close()
             raise UserError(
                 f"{path.parent} holds a check of other corpora, of other versions of them or with other options; give "
                 "another folder."
@@ -507,7 +509,7 @@ class _Database:
             middle = self._median("log(text_rate)", rows, group, count)
             # 1.4826 makes a standard deviation of it for the normal distribution.
             deviation = 1.4826 * self._median(f"abs(log(text_rate) - {middle!r})", rows, group, count)
-            reach = UNUSUAL_DEVIATIONS * max(deviation, 0.05)
+            reach = max(UNUSUAL_DEVIATIONS * deviation, math.log(2))
             query = f"SELECT place, id, text_rate {rows} AND abs(log(text_rate) - ?) > ? ORDER BY rowid"
             for place, id, rate in self._sql.execute(query, (*group, middle, reach)):
                 usual = f"{rate:.1f} characters a second, where the median is {math.exp(middle):.1f}"

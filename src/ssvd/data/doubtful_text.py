@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-_USUAL = re.compile(r"[^\W_]|[ .,;:!?'’\"“”„«»…/&%€$£()–—-]")  # besides, nothing needs a second look
+_USUAL = re.compile(r"[^\W_]|[ .,;:!?'’\"“”„«»…/&%€$£–—-]")  # besides, nothing needs a second look
 _BRACKETS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\(\([^()]*\)\)")
 _SYMBOLS = re.compile(r"[*#@^~|\\=+_<>{}\[\]]")
 # UTF-8 bytes read as Latin-1 or Windows-1252: é becomes Ã©, ’ becomes â€™.

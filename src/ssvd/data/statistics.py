@@ -43,8 +43,8 @@ class Holdings:
         self.vocabulary.update(words)
         if supervision.speaker is not None:
             self.speakers.add(supervision.speaker)
-        self.lengths[int(cut.duration / _STEP)] += 1
-        self.rates[int(sum(map(len, words)) / cut.duration / _STEP)] += 1
+        self.lengths[_steps(cut.duration)] += 1
+        self.rates[_steps(sum(map(len, words)) / cut.duration)] += 1
 
     def length(self, share: float) -> float:
         """The length in seconds, to a tenth, that this share of the utterances does not exceed."""
@@ -134,6 +134,10 @@ def _count(
         raise UserError(f"{corpus.name} holds no usable utterance.{first}")
     ordered = {text: {label: parts[key, label] for key, label in sorted(parts)} for text, parts in groups.items()}
     return Statistics(name, total, ordered, unusable, corpus.notes)
+
+
+def _steps(value: float) -> int:
+    return int(value / _STEP + 1e-6)  # 0.7 is seven steps, though 0.7 / 0.1 is less than 7
 
 
 def quantile(counts: Counter[int], share: float) -> float:
