@@ -401,6 +401,7 @@ class _Database:
         try:
             self._sql.execute("PRAGMA locking_mode = EXCLUSIVE")  # two at once would add everything twice
             self._sql.execute("PRAGMA journal_mode = WAL")
+            self._sql.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing, a lost machine the last
             if not self._sql.execute("SELECT 1 FROM sqlite_master").fetchone():
                 self._sql.executescript(f"BEGIN;{_TABLES}COMMIT")
                 self._sql.execute("INSERT INTO check_of VALUES (?)", (text,))

@@ -69,9 +69,10 @@ def _cuts(folder: Path, row: dict[str, Any]) -> list[Any]:
 def _found(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:
     if source.type != "file":  # Lhotse would run a "command" in a shell
         raise ValueError(f"the audio of cut {cut_id} is a {source.type}; only files are read")
-    for base in (Path.cwd(), folder.absolute()):
-        if is_file(base / source.source):
-            return replace(source, source=str(base / source.source))
+    path = Path(source.source)
+    for candidate in [path] if path.is_absolute() else [Path.cwd() / path, folder.absolute() / path]:
+        if is_file(candidate):
+            return replace(source, source=str(candidate))
     raise ValueError(f"there is no audio file {source.source}")
 
 

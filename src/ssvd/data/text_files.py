@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,5 +51,8 @@ def _refuse_utf16(path: Path, start: bytes) -> None:
         raise UserError(f"{path} is UTF-16; save it as UTF-8.")
 
 
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+
+
 def is_utf8(text: str) -> bool:
-    return not any("\udc80" <= character <= "\udcff" for character in text)
+    return text.isascii() or not _NOT_UTF8.search(text)
