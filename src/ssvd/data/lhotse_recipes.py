@@ -44,8 +44,8 @@ def read_recipe(source: Source) -> tuple[list[tuple[str, str]], tuple[str, ...]]
         try:
             result = prepare(**arguments)
         except Exception as error:  # recipes assert, index and parse as they please
-            reason = " ".join(str(error).split()) or "no reason given"
-            raise UserError(f"Lhotse's recipe {recipe} failed: {type(error).__name__}: {reason}.") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
+            raise UserError(f"Lhotse's recipe {recipe} failed: {reason}.{_told(' It warned:', warnings)}") from error
         parts = dict(_parts(result, ()))
         wanted = source.one("part")
         if wanted is not None and wanted not in parts:
@@ -57,14 +57,17 @@ def read_recipe(source: Source) -> tuple[list[tuple[str, str]], tuple[str, ...]]
             for number, cut in enumerate(_cuts(part, *manifests), start=1)
         ]
     if not lines:
-        hint = f" It warned: {_first(warnings)}" if warnings else ""
-        raise UserError(f"Lhotse's recipe {recipe} found no utterances with a transcript.{hint}")
-    return lines, (f"Lhotse's recipe {recipe} warned: {_first(warnings)}",) if warnings else ()
+        told = _told(" It warned:", warnings)
+        raise UserError(f"Lhotse's recipe {recipe} found no utterances with a transcript.{told}")
+    return lines, tuple(filter(None, [_told(f"Lhotse's recipe {recipe} warned:", warnings)]))
 
 
-def _first(warnings: list[str]) -> str:
-    more = f" (and {len(warnings) - 1} warnings more)" if len(warnings) > 1 else ""
-    return f"{warnings[0].rstrip('.')}{more}."
+def _told(head: str, warnings: list[str]) -> str:
+    """The first warning and the number of the others, as a sentence; "" for none."""
+    if not warnings:
+        return ""
+    more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
+    return f"{head} {warnings[0].rstrip('.')}{more}."
 
 
 def _recipe(name: str) -> Callable[..., Any]:
