@@ -9,6 +9,7 @@ the largest resident size of it and of each of its workers.
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -44,13 +45,11 @@ def main(
                 {"what": "manifest", **measure(str(manifest), number, Path(folder) / str(number), "--no-audio")}
             )
         size = manifest.stat().st_size
-    table = Table("check", "workers", "utterances", "s", "utterances/s", "MB", "MB each worker")
+    table = Table("check", "workers", "utterances", "s", "utterances/s", "CPU s", "MB", "MB each worker")
     for row in rows:
-        rate = row["utterances"] / row["seconds"]
+        counts = f"{row['utterances']:,}", f"{row['seconds']:.1f}", f"{row['utterances'] / row['seconds']:,.0f}"
         memory = f"{row['memory'] / 1e6:.0f}", f"{row['worker_memory'] / 1e6:.0f}"
-        table.add_row(
-            row["what"], str(row["workers"]), f"{row['utterances']:,}", f"{row['seconds']:.1f}", f"{rate:,.0f}", *memory
-        )
+        table.add_row(row["what"], str(row["workers"]), *counts, f"{row['cpu_seconds']:.1f}", *memory)
     Console().print(table)
     if json_file is not None:
         found = {"machine": machine(), "corpus": Path(corpus).name, "manifest_bytes": size, "rows": rows}
@@ -87,17 +86,24 @@ def measure(corpus: str, workers: int, out: Path, *options: str) -> dict[str, An
     started = time.perf_counter()
     process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     own, others = 0, 0
-    while process.poll() is None:
+    while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         own = max(own, peak(process.pid))
         others = max([others, *(peak(int(child)) for child in children)])
         time.sleep(0.2)
     seconds = time.perf_counter() - started
-    if process.returncode not in (0, 1):  # 1: something was found
+    if os.waitstatus_to_exitcode(ended[1]) not in (0, 1):  # 1: something was found
         raise SystemExit(process.stderr.read().decode() if process.stderr else "")
     (summary,) = json.loads((out / "summary.json").read_text())["corpora"]
     utterances = summary["utterances"]
-    return {"workers": workers, "utterances": utterances, "seconds": seconds, "memory": own, "worker_memory": others}
+    return {
+        "workers": workers,
+        "utterances": utterances,
+        "seconds": seconds,
+        "cpu_seconds": ended[2].ru_utime + ended[2].ru_stime,  # of its workers too
+        "memory": own,
+        "worker_memory": others,
+    }
 
 
 def peak(process: int) -> int:

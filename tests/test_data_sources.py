@@ -1,6 +1,7 @@
 """Corpora named by more than a path: Hugging Face datasets and Lhotse's recipes."""
 
 import csv
+import re
 import socket
 import subprocess
 import sys
@@ -124,6 +125,16 @@ def test_folder_of_audio_files_is_used_in_place(audio_folder, tmp_path):
     assert not stored(tmp_path)
     (note,) = corpus.notes
     assert "audio = audio, text = transcription, speaker = speaker_id" in note and "split train" in note
+
+
+def test_commands_take_sources(ssvd, audio_folder, tmp_path):
+    source = f"hf:{audio_folder}?split=train"
+    code, _, err = ssvd("prepare", source, tmp_path / "out", "--split", "34/33/33")
+    assert code == 0, err
+    parts = [read_corpus(tmp_path / "out" / f"{part}.jsonl.gz") for part in ("train", "dev", "test")]
+    assert sorted(row for part in parts for row in values(part, "speaker")) == [("s0",), ("s1",), ("s2",)]
+    code, out, err = ssvd("data", "check", source, "--workers", 1)
+    assert code == 0 and "text = transcription" in err and re.search(r"split=train +3 ", out)
 
 
 def test_audio_inside_is_written_once_under_its_content(table, tmp_path):

@@ -189,9 +189,8 @@ class Check:
             reason = "A process of the check was killed, perhaps as memory ran out"
             raise StoppedError(reason, _advice(self._temporary)) from error
         except sqlite3.OperationalError as error:
-            raise StoppedError(
-                f"{self._database.path} cannot be written ({error})", _advice(self._temporary)
-            ) from error
+            reason = f"{self._database.path} cannot be written ({error})"
+            raise StoppedError(reason, _advice(self._temporary)) from error
         with (self.folder / "findings.jsonl").open("w", encoding="utf-8") as file:
             for finding in self.findings():
                 row = asdict(finding) | {"severity": finding.severity}
@@ -258,7 +257,7 @@ class Check:
 
 
 def _advice(temporary: Any) -> str:
-    return "give it a folder with --out, and it can go on" if temporary else "give the same command to go on"
+    return f"{'give it a folder with --out' if temporary else 'give the same command'} to go on."
 
 
 def _length(rows: Iterable[Any]) -> int | None:
@@ -464,7 +463,7 @@ class _Database:
 
     def _add(self, what: str, found: Iterable[tuple[str, str, str, str]]) -> None:
         rows = ((f"{kind} {what}".strip(), *rest) for kind, *rest in found)
-        self._sql.executemany("INSERT INTO findings VALUES (?, ?, ?, ?, 1)", list(rows))
+        self._sql.executemany("INSERT INTO findings VALUES (?, ?, ?, ?, 1)", rows)
 
     def _again(self, columns: list[str]) -> Iterator[tuple[str, str, str, str]]:
         """Utterances that have the same in these columns as an earlier one."""
