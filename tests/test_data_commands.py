@@ -70,7 +70,7 @@ def test_stats_in_the_terminal(ssvd, folder):
     assert (
         re.search(r"age = 6-7 +8 ", out) and re.search(r"age = 8-11 +12 ", out) and re.search(r"gender = m +10 ", out)
     )
-    assert re.search(r"0 to 1 +10 +█+ *\n +1 to 2 +10 ", out)
+    assert re.search(r"0\.9 to 1 +2 +█+ *\n +1 to 1\.1 +2 ", out)
     assert "no.wav" in err and "1 utterances were left out" in err
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,27 +130,25 @@ def _say_counted(status: Any, name: str, utterances: int) -> None:
         status.update(f"Reading {escape(name)}: {utterances:,} utterances")
 
 
-def _print_statistics(found: Iterable[Any]) -> None:
-    from ..data.statistics import binned
+def _print_statistics(found: list[Any]) -> None:
+    from ..data.statistics import bin_width, binned
     from ..data.statistics_page import WHOLE, statistics_table
     from ..page import shown
 
-    found = list(found)
-    rows = statistics_table(found)
-    heads = [column.head.lower() for column in rows.columns]
+    facts = statistics_table(found)
+    heads = [column.head.lower() for column in facts.columns]
     table = Table(heads[0], *heads[2:], box=box.SIMPLE, pad_edge=False)
-    for row in rows.rows:
-        name, part, *cells = (shown(value, column.spec) for value, column in zip(row, rows.columns, strict=True))
+    for row in facts.rows:
+        name, part, *cells = (shown(value, column.spec) for value, column in zip(row, facts.columns, strict=True))
         table.add_row(escape(name if part == WHOLE else f"  {part}"), *cells)
     console.print(table)
     for one in found:
-        lengths = binned(one.total.lengths, 1.0)
+        width = bin_width(one.total.lengths)
+        lengths = binned(one.total.lengths, width)
         most = max(lengths.values())
         histogram = Table("seconds", "utterances", "", box=box.SIMPLE, pad_edge=False, title=escape(one.name))
-        last = max(lengths)
-        for start in (float(second) for second in range(int(last) + 1)):
-            count = lengths.get(start, 0)
-            histogram.add_row(f"{start:.0f} to {start + 1:.0f}", f"{count:,}", "█" * round(40 * count / most))
+        for start, count in lengths.items():
+            histogram.add_row(f"{start:g} to {start + width:g}", f"{count:,}", "█" * round(40 * count / most))
         console.print(histogram)
 
 

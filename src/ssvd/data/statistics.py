@@ -151,9 +151,15 @@ def quantile(counts: Counter[int], share: float) -> float:
 
 
 def binned(counts: Counter[int], width: float) -> dict[float, int]:
-    """Counts of tenths in bins of `width`, a multiple of a tenth, by the start of the bin."""
+    """Counts of tenths in bins of `width`, a multiple of a tenth, by the start of the bin; all from 0 to the last."""
     steps = round(width / _STEP)
     bins: Counter[int] = Counter()
     for step, count in counts.items():
         bins[step // steps] += count
-    return {round(index * width, 1): bins[index] for index in sorted(bins)}
+    return {round(index * width, 1): bins[index] for index in range(max(bins) + 1)}
+
+
+def bin_width(counts: Counter[int]) -> float:
+    """A width of bins that takes few enough of them to look at."""
+    longest = max(counts) * _STEP
+    return next(width for width in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 1e6) if longest / width < 40)

@@ -17,7 +17,7 @@ from ..page import (
     styles,
     to_html,
 )
-from .statistics import Holdings, Statistics, binned
+from .statistics import Holdings, Statistics, bin_width, binned
 
 _COLUMNS = (
     Column("Corpus"),
@@ -31,8 +31,6 @@ _COLUMNS = (
     Column("Longest (s)", ".1f"),
     Column("Characters a second", ".1f"),
 )
-_MOST_BINS = 40
-
 WHOLE = "all"  # instead of a value of a field
 
 
@@ -95,8 +93,7 @@ def _sentences(found: Sequence[Statistics]) -> list[str]:
 def _distribution(name: str, title: str, unit: str, found: Sequence[Statistics]) -> Chart:
     """Utterances by length or rate, as numbers and as shares, which compare corpora of different sizes."""
     counts = {one.name: getattr(one.total, name) for one in found}
-    longest = max(max(count) for count in counts.values()) / 10
-    width = next(width for width in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 1e9) if longest / width < _MOST_BINS)
+    width = max(map(bin_width, counts.values()))
     views = []
     for label, shares in (("Utterances", False), ("Shares", True)):
         series = []
