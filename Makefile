@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup demo test test-slow check format bench
+.PHONY: setup setup-espnet demo test test-slow check format bench
 
 setup: $(STAMP)
 
@@ -15,6 +15,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# OWSM models. ESPnet's own pins contradict torch's, so it goes in without its dependencies.
+setup-espnet: $(VENV)/espnet
+
+$(VENV)/espnet: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps espnet
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,espnet]'
 	touch $@
 
 demo: setup

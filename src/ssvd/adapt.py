@@ -424,7 +424,7 @@ class Adaptation(lightning.LightningModule):
             "learning_rate": self.learning_rate,
             "training_seconds": round(self.seconds, 2),
             "peak_memory_bytes": peak_memory(self.device),
-            "adapter_bytes": sum(p.stat().st_size for p in kept.glob("*.safetensors")),
+            "adapter_bytes": sum(p.stat().st_size for p in kept.rglob("*") if p.suffix in (".safetensors", ".pth")),
             "series": self.series,
             "hardware": hardware(self.device),
             "versions": {name: version(name) for name in ("ssvd", "torch", "transformers", "peft", "lightning")},

@@ -8,6 +8,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peft import LoraConfig, OFTConfig, PeftConfig, PsoftConfig, VeraConfig, get_peft_model
 from torch import nn
@@ -160,6 +161,7 @@ def apply_method(
     also_train: Sequence[str] = (),
     token_stride: int = 1,
     tolerance: float = TOLERANCE,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Make a model ready for training with a method.
 
@@ -171,6 +173,7 @@ def apply_method(
         also_train: Names, or ends of names, of modules to train whole beside the adapter, which saves them too.
         token_stride: SSVD and SVFT estimate their gradient from every so many tokens.
         tolerance: See `Method.setting`.
+        options: Further fields of the method's PEFT configuration, which come before those of the table.
 
     Returns:
         A `PeftModel`, or the module itself with all of its parameters trainable (method "full") or none ("frozen").
@@ -194,6 +197,10 @@ def apply_method(
             raise UserError(f"The model has no module {name!r} to train; `named_modules` lists what it has.")
     config = method.config(shapes, setting)
     config.modules_to_save = list(also_train) or None
+    for field, value in (options or {}).items():
+        if not hasattr(config, field):
+            raise UserError(f"The method {method.name!r} has no option {field!r}.")
+        setattr(config, field, value)
     if isinstance(config, SSVDConfig | SVFTConfig):
         config.token_stride = token_stride
     return get_peft_model(module, config)

@@ -233,7 +233,7 @@ class Owsm:
         own = self._set_smoothing(label_smoothing)
         try:
             speech = self._placed(batch.speech)
-            lengths = torch.full((len(speech),), self._samples, device=speech.device)
+            lengths = torch.full((len(speech),), speech.shape[1], device=speech.device)
             labels = {
                 name: label.to(speech.device, copy=True) for name, label in batch.labels.items()
             }  # it writes there

@@ -6,7 +6,8 @@ import io
 import shutil
 import sys
 import types
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,19 @@ from torch import nn
 
 from ..errors import UserError
 
-SETUP = (
-    "pip install --no-deps espnet==202511 && pip install 'ssvd[espnet]'  (in a clone: make setup-espnet)"  # see README
-)
+# ESPnet pins old versions of what it needs, so pip cannot install it with its dependencies beside a recent torch.
+SETUP = "pip install --no-deps espnet==202511 && pip install 'ssvd[espnet]' (in a clone: make setup-espnet)."
 
 
 @contextmanager
-def espnet_importable() -> Any:
-    """ESPnet's imports succeed, with or without torchaudio, and are silent.
+def espnet_importable(*, silent: bool = True) -> Iterator[None]:
+    """ESPnet's imports succeed, with or without torchaudio.
 
     It imports torchaudio for effects that OWSM does not use, and there is no build of it for CPUs alone: an empty
     module stands in, which nobody else gets to see.
+
+    Args:
+        silent: Whether to swallow what is printed meanwhile: it talks of parts that OWSM does not use.
 
     Raises:
         UserError: ESPnet is not installed.
@@ -41,7 +44,10 @@ def espnet_importable() -> Any:
         else:
             missing = False
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it talks of parts that OWSM does not use
+        with ExitStack() as quiet:
+            if silent:
+                quiet.enter_context(redirect_stdout(io.StringIO()))
+                quiet.enter_context(redirect_stderr(io.StringIO()))
             yield
     except ModuleNotFoundError as error:
         raise UserError(f"OWSM models need ESPnet, and {error.name} is not installed: {SETUP}") from None
@@ -116,25 +122,8 @@ class Checkpoint:
         if self.weights_file is None:
             raise UserError(f"There are no weights (.pth) beside {self.config_file}.")
         config = self.absolute()
-        try:
-            state = torch.load(self.weights_file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch has many
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"The weights {self.weights_file} cannot be read ({reason}).") from error
         network = self._build(config)
-        state = _renamed(state, network.state_dict().keys())
-        missing, extra = network.state_dict().keys() - state.keys(), state.keys() - network.state_dict().keys()
-        if missing or extra:
-            what = f"lacks {min(missing)}" if missing else f"holds {min(extra)}, which the network of its config lacks"
-            raise UserError(
-                f"{self.weights_file} {what} ({len(missing)} tensors are missing, {len(extra)} are too many): weights "
-                "and config.yaml must be of one model, without adapters."
-            )
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split("\n")[1].split())
-            raise UserError(f"{self.weights_file} does not fit its config.yaml: {reason}") from None
+        load_weights(network, self.weights_file)
         return network.float().eval(), argparse.Namespace(**config)
 
     def _build(self, config: dict[str, Any]) -> nn.Module:
@@ -240,6 +229,33 @@ def _file_fields(config: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
         (config.get("normalize_conf") or {}, "stats_file"),
     ]
     return [(holder, name) for holder, name in fields if isinstance(holder.get(name), str)]
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Load a state dict, every tensor of which must be accounted for.
+
+    Raises:
+        UserError: The file cannot be read, or it does not hold exactly the network's tensors.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has many
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"The weights {file} cannot be read ({reason}).") from error
+    expected = network.state_dict().keys()
+    state = _renamed(state, expected)
+    missing, extra = expected - state.keys(), state.keys() - expected
+    if missing or extra:
+        what = f"lacks {min(missing)}" if missing else f"holds {min(extra)}, which the network of its config lacks"
+        raise UserError(
+            f"{file} {what} ({len(missing)} tensors are missing, {len(extra)} are too many): weights and config.yaml "
+            "must be of one model, without adapters."
+        )
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n")[1].split())
+        raise UserError(f"{file} does not fit its config.yaml: {reason}") from None
 
 
 def _renamed(state: dict[str, torch.Tensor], expected: Any) -> dict[str, torch.Tensor]:
