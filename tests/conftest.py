@@ -72,3 +72,18 @@ def options(embedded, corpora):
         return AdaptOptions(**(values | small | changes))
 
     return make
+
+
+@pytest.fixture
+def refused(ssvd):
+    """Runs a command that must fail, and returns the one sentence that it says."""
+
+    def run(*arguments):
+        code, out, err = ssvd(*arguments)
+        assert code == 2, err
+        assert out == ""
+        (sentence,) = err.splitlines()
+        assert sentence.startswith("Error: ") and sentence.endswith(".")
+        return sentence
+
+    return run

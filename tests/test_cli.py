@@ -15,21 +15,6 @@ from ssvd.adapt import AdaptOptions
 
 
 @pytest.fixture
-def refused(ssvd):
-    """Runs a command that must fail, and returns the one sentence that it says."""
-
-    def run(*arguments):
-        code, out, err = ssvd(*arguments)
-        assert code == 2, err
-        assert out == ""
-        (sentence,) = err.splitlines()
-        assert sentence.startswith("Error: ") and sentence.endswith(".")
-        return sentence
-
-    return run
-
-
-@pytest.fixture
 def table(tmp_path):
     """A table of 8 one-second noises by 4 speakers, aged 6 to 9, and the rows given."""
     rng = np.random.default_rng(0)

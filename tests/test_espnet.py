@@ -23,7 +23,7 @@ from ssvd.data import load_audio, read_corpus
 from ssvd.errors import UserError
 from ssvd.methods import METHODS, apply_method, linear_shapes, parameters
 from ssvd.plan import plan_methods
-from ssvd.speech import SpecAugment, load_model, load_outline
+from ssvd.speech import SpecAugment, load_check, load_model, load_outline
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("espnet2") is None and not os.environ.get("CI"), reason="needs ESPnet: make setup-espnet"
@@ -222,6 +222,8 @@ def test_what_cannot_be_learnt_is_said(owsm, cuts, cut_of):
     assert "no text" in speech.check(cut_of(samples, " "))
     assert "vocabulary lacks" in speech.check(cut_of(samples, "привет"))
     assert "frames" in speech.check(cut_of(samples, "many words " * 60))
+    alone = load_check(owsm)
+    assert [alone(cuts[0]), alone(cut_of(samples, "привет"))] == [None, speech.check(cut_of(samples, "привет"))]
     with pytest.raises(UserError, match="Utterance utterance: It has no text"):
         speech.collate([cut_of(samples, "")])
 

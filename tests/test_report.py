@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from ssvd.benchmark.changes import largest_changes
-from ssvd.benchmark.charts import charts, styles
+from ssvd.benchmark.charts import METHODS, charts
 from ssvd.benchmark.report import (
     SOUND_LIMIT,
     SOUNDS_LIMIT,
@@ -31,8 +31,9 @@ from ssvd.benchmark.report import (
 )
 from ssvd.benchmark.results import Failure, Hypothesis, record_path, write_hypotheses
 from ssvd.benchmark.statistics import studies
-from ssvd.benchmark.tables import Column, Table, main_table, to_csv, to_latex
+from ssvd.benchmark.tables import main_table
 from ssvd.errors import UserError
+from ssvd.page import Column, Table, styles, to_csv, to_latex
 from test_statistics import ORIGIN, epoch, made, spoken, together
 
 CHROMIUM = shutil.which("chromium")
@@ -282,9 +283,9 @@ def test_largest_changes():
 
 def test_styles_are_fixed_and_distinct():
     many = [*RATES, "dora", "pissa", *(f"own {n}" for n in range(20))]
-    found = styles(many)
+    found = styles(many, METHODS)
     assert len({(style.light, style.marker) for style in found.values()}) == len(many)
-    assert styles(["ssvd"])["ssvd"] == found["ssvd"] and styles(reversed(many)) == found
+    assert styles(["ssvd"], METHODS)["ssvd"] == found["ssvd"] and styles(reversed(many), METHODS) == found
 
 
 def test_charts_show_what_the_results_have():

@@ -9,7 +9,7 @@ from typing import Any
 
 from lhotse import CutSet
 
-from .data import Skipped, common_language, field_names, field_value, read_corpus, select
+from .data import Skipped, common_language, field_names, field_value, read_corpus, select, short_names
 from .errors import UserError
 from .hardware import pick_device
 from .runs import check_run, load_adapted, read_config, write_json
@@ -93,7 +93,7 @@ def evaluate(
     Raises:
         UserError: A corpus, a run folder, a condition or an option is bad.
     """
-    names = _short_names(corpora, "corpora")
+    names = short_names(corpora, "corpora")
     skipped: list[Skipped] = []
     chosen: dict[str, list[Any]] = {}
     if normaliser is not None:
@@ -107,7 +107,7 @@ def evaluate(
     texts: dict[tuple[str, str], list[str]] = {}
     seconds: dict[tuple[str, str], float] = {}
     systems = [BASE, *(str(run) for run in adapters)]
-    labels = dict(zip(systems, [BASE, *_short_names(adapters, "adapters")], strict=True))
+    labels = dict(zip(systems, [BASE, *short_names(adapters, "adapters")], strict=True))
     if BASE in [*labels.values()][1:]:
         raise UserError(f"A run folder must not be called {BASE!r}: the untouched model is; rename it.")
     for system in systems:
@@ -182,19 +182,6 @@ def decode(speech: SpeechModel, cuts: Sequence[Any], *, beams: int = 1, batch_si
     """The text of each utterance, in their order."""
     for start in range(0, len(cuts), batch_size):
         yield from speech.transcribe(speech.collate(cuts[start : start + batch_size], text=False), beams=beams)
-
-
-def _short_names(paths: Sequence[str | Path], kind: str) -> list[str]:
-    """A short name for each path, none twice."""
-    resolved = [Path(path).resolve() for path in paths]
-    stems = [path.name.split(".")[0] for path in resolved]
-    names = [
-        stem if stems.count(stem) == 1 else f"{path.parent.name}-{stem}"
-        for path, stem in zip(resolved, stems, strict=True)
-    ]
-    if len(set(names)) < len(names):
-        raise UserError(f"Two {kind} have the same name; give each only once, or rename one.")
-    return names
 
 
 def _base(model: str, adapters: Sequence[Path], window: float | None, language: str | None) -> SpeechModel:

@@ -8,12 +8,11 @@ hypotheses.jsonl       what the recogniser of a filter heard
 headers.partial.jsonl  until all is done: the headers of audio that are read already
 """
 
-import hashlib
 import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from .data.speechocean762 import read_speechocean762
 from .data.splits import PORTIONS
 from .data.utterances import Utterance, collect, cuts_of
 from .errors import UserError
-from .files import whole_file
+from .files import state_of, whole_file
 from .filtering import drop_mismatched
 from .runs import write_json
 from .scoring import usual_normaliser
@@ -56,11 +55,13 @@ class Prepared:
         record: What its prepared.json holds.
         left_out: Utterances that are in no part; empty where nothing was done.
         already: Whether nothing was done, as the folder was prepared with these options before.
+        notes: What reading took for granted, in sentences.
     """
 
     record: dict[str, Any]
     left_out: list[Skipped]
     already: bool
+    notes: tuple[str, ...] = ()
 
 
 def prepare_source(
@@ -85,13 +86,16 @@ def prepare_source(
         UserError: The source is bad, or `out` was prepared from another one or with other options.
     """
 
+    notes: list[str] = []
+
     def build() -> _Utterances:
         on_progress("Reading")
         corpus = read_corpus(source, skip_bad=skip_bad)
+        notes.extend(corpus.notes)
         return _Utterances({"": corpus.cuts}, corpus.skipped).where(where).divide("", division)
 
     options = {"where": list(where), **division.options(), "skip_bad": skip_bad}
-    return _prepare("other", source, out, options, build)
+    return replace(_prepare("other", source, out, options, build), notes=tuple(notes))
 
 
 def prepare_myst(
@@ -141,7 +145,7 @@ def prepare_myst(
 
     options = {
         "rules": rules,
-        "ids": [[given, _state(file)] for given, file in zip(ids, listings.files, strict=True)],
+        "ids": [[given, state_of(file)] for given, file in zip(ids, listings.files, strict=True)],
         "filter_model": filter_model,
         "filtered": list(filtered) if filter_model else [],
         "where": list(where),
@@ -199,7 +203,7 @@ def prepare_cgn(
         "varieties": sorted(varieties),
         "overlap": overlap,
         "unknown_speakers": unknown_speakers,
-        "recordings": [[given, _state(file)] for given, file in zip(recordings, listings.files, strict=True)],
+        "recordings": [[given, state_of(file)] for given, file in zip(recordings, listings.files, strict=True)],
         "where": list(where),
         **division.options(),
         "skip_bad": skip_bad,
@@ -279,7 +283,7 @@ def _read_audio(
         outside=outside,
         on_progress=lambda done, of: on_progress(f"Reading the headers of audio files: {done:,} of {of:,}"),
     )
-    checked = collect(cuts, corpus, skip_bad=skip_bad)
+    checked = collect(cuts, str(corpus), skip_bad=skip_bad)
     part_of: dict[str, str] = {}
     for item in items:
         if isinstance(item, Utterance):
@@ -306,7 +310,7 @@ def _prepare(
     """The folder `out` with the utterances that `build` gives, unless it holds them already."""
     here = Path(source).exists()
     options = {"source": str(Path(source).absolute()) if here else str(source), **options}
-    options |= {"state": _state(Path(source)) if here else None}
+    options |= {"state": state_of(Path(source)) if here else None}
     earlier = _earlier(out, corpus, options)
     if earlier is not None:
         return Prepared(earlier, [], already=True)
@@ -362,13 +366,6 @@ def _earlier(out: Path, corpus: str, options: Mapping[str, Any]) -> dict[str, An
             f"{out} was prepared with other options ({was}); give those, or another folder, or remove {path}."
         )
     return record if all(file.is_file() for file in files) else None
-
-
-def _state(path: Path) -> str:
-    """What changes when a file changes, or a file that lies directly in a folder."""
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 def _sizes(parts: Mapping[str, CutSet]) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,6 @@ Rates are fractions, not percent.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -15,6 +14,7 @@ import numpy as np
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from .data.grouping import UNKNOWN, Grouping
 from .dutch import normalise_dutch
 from .errors import UserError
 
@@ -166,17 +166,16 @@ def score_by(
     Raises:
         UserError: the bands cannot be read, no record has the field, or there is no normaliser of that name.
     """
-    name, _, bands = field.partition(":")
-    limits = _bands(field, bands) if bands else {}
+    grouping = Grouping.parse(field)
     groups: dict[str, list[Mapping[str, Any]]] = {}
     order: dict[str, tuple[int, float, str]] = {}
     for record in records:
-        key, label = _group(record.get(name), limits)
+        key, label = grouping.group(record.get(grouping.field))
         groups.setdefault(label, []).append(record)
         order[label] = key
-    if not groups.keys() - {_UNKNOWN}:
+    if not groups.keys() - {UNKNOWN}:
         known = ", ".join(sorted({key for record in records for key in record})) or "none"
-        raise UserError(f"No utterance has the field {name!r}; the fields are: {known}.")
+        raise UserError(f"No utterance has the field {grouping.field!r}; the fields are: {known}.")
     named = all("id" in record for record in records)
     return {
         label: score(
@@ -314,33 +313,6 @@ def _rate(errors: int, length: int) -> float:
 def _interval(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
-
-
-_UNKNOWN = "(unknown)"
-
-
-def _bands(field: str, bands: str) -> dict[str, tuple[float, float]]:
-    limits = {}
-    for band in bands.split(","):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)\s*", band)
-        if match is None:
-            raise UserError(f"The bands of {field!r} cannot be read; write them as age:6-10,11-15.")
-        limits[band.strip()] = float(match[1]), float(match[2])
-    return limits
-
-
-def _group(value: Any, bands: Mapping[str, tuple[float, float]]) -> tuple[tuple[int, float, str], str]:
-    """(sort key, label) of a field's value."""
-    if value is None or value == "":
-        return (3, 0.0, ""), _UNKNOWN
-    if not isinstance(value, int | float):
-        return (1, 0.0, str(value)), str(value)
-    if not bands:
-        return (0, value, ""), str(value)
-    for position, (label, (low, high)) in enumerate(bands.items()):
-        if low <= value <= high:
-            return (0, position, ""), label
-    return (2, 0.0, ""), "(other)"
 
 
 def _json_ready(result: Any) -> dict[str, Any]:

@@ -1,52 +1,19 @@
-"""What the charts of a benchmark show, without a plotting library: the page and the figures draw the same ones."""
+"""What the charts of a benchmark show."""
 
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean
 
-from .statistics import FROZEN, FULL, Interval, Row, Study, Texts, group_rates, is_peft, is_ssvd
-from .tables import Column, Table, Value, notes, percents, shown
+from ..page import Chart, Point, Series, View, shown
+from .statistics import FROZEN, FULL, Row, Study, Texts, group_rates, is_peft, is_ssvd
+from .tables import notes, percents
 
 POINTS = "percentage points"
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a method is drawn everywhere: a colour on light and on dark ground, and a marker, which bars hatch."""
-
-    light: str
-    dark: str
-    marker: str  # Plotly's name
-    matplotlib: str
-    hatch: str  # the same for both
-
-
-# Told apart by people who see no red or no green, as by their lightness; ink and grey are the grounds' own.
-_COLOURS = {
-    "blue": ("#0068b5", "#5cb0f5"),
-    "vermilion": ("#c84c00", "#ff8c4a"),
-    "green": ("#00805c", "#35cfa1"),
-    "purple": ("#a3418c", "#e79bd3"),
-    "amber": ("#a87400", "#f2bb3f"),
-    "brown": ("#6b4a2f", "#c9a17a"),
-    "ink": ("#1c2126", "#f0f2f4"),
-    "grey": ("#6a737d", "#9aa4af"),
-}
-_MARKERS = {
-    "circle": ("o", ""),
-    "square": ("s", "/"),
-    "diamond": ("D", "\\"),
-    "triangle-up": ("^", "x"),
-    "triangle-down": ("v", "-"),
-    "hexagon": ("h", "|"),
-    "pentagon": ("p", "+"),
-    "cross": ("P", "."),
-    "star": ("*", ""),
-    "x": ("X", "x"),
-}
-_KNOWN = {
+# How methods are drawn: their colours and markers, of ssvd.page.
+METHODS = {
     FROZEN: ("grey", "x"),
     FULL: ("ink", "star"),
     "ssvd": ("blue", "circle"),
@@ -67,98 +34,7 @@ _KNOWN = {
     "oft": ("brown", "hexagon"),
 }
 
-
-def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """The style of each method, no two alike; one that is not known here gets a free one by its name."""
-    free = [
-        (colour, marker)
-        for marker in _MARKERS
-        for colour in _COLOURS
-        if colour not in ("ink", "grey") and (colour, marker) not in _KNOWN.values()
-    ]
-    chosen = {}
-    for method in sorted(set(methods)):
-        # When all are given out, methods begin to look alike.
-        colour, marker = _KNOWN.get(method) or free[zlib.crc32(method.encode()) % len(free)]
-        if method not in _KNOWN and len(free) > 1:
-            free.remove((colour, marker))
-        chosen[method] = Style(*_COLOURS[colour], marker, *_MARKERS[marker])
-    return chosen
-
-
-@dataclass(frozen=True)
-class Point:
-    """A mark: where, its 95 % intervals, and what is said of it, in lines."""
-
-    x: float | str
-    y: float
-    y_interval: Interval | None = None
-    x_interval: Interval | None = None
-    name: str = ""
-    lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points of one method, joined by a line or not."""
-
-    name: str
-    method: str
-    points: tuple[Point, ...]
-    line: bool = False
-
-
-@dataclass(frozen=True)
-class View:
-    """One pair of axes: numbers across, on a log scale or not, or categories in their order, as bars or not.
-
-    `level` is a horizontal line, such as the frozen model's error rate, and `front` a Pareto front, from left to right.
-    """
-
-    label: str
-    x_title: str
-    y_title: str
-    series: tuple[Series, ...]
-    log: bool = False
-    categories: tuple[str, ...] = ()
-    bars: bool = False
-    level: float | None = None
-    front: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def level_fits(self) -> bool:
-        """Whether the level can be drawn without squeezing what the series show."""
-        if self.level is None:
-            return False
-        points = [point for series in self.series for point in series.points]
-        bounds = [bound for point in points for bound in (point.y, *(point.y_interval or ()))] or [self.level]
-        low, high = (0.0 if self.bars else min(bounds)), max(bounds)
-        return self.bars or low - (high - low) <= self.level <= high + (high - low)
-
-    def table(self) -> Table:
-        """The numbers behind it."""
-        points = [point for series in self.series for point in series.points]
-        spec = ",d" if all(isinstance(point.x, int) for point in points) else ",.6g"
-        columns = [Column("Method and budget"), Column(self.x_title, spec), Column(self.y_title)]
-        rows: list[tuple[Value, ...]] = [(point.name, point.x, point.y) for point in points]
-        for title, intervals in (
-            (f"{self.x_title}: 95 %", [point.x_interval for point in points]),
-            (f"{self.y_title}: 95 %", [point.y_interval for point in points]),
-        ):
-            if any(intervals):
-                columns.append(Column(title))
-                rows = [(*row, interval) for row, interval in zip(rows, intervals, strict=True)]
-        return Table(tuple(columns), tuple(rows))
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Views of the same thing, of which a reader chooses one."""
-
-    name: str
-    title: str
-    note: str
-    views: tuple[View, ...]
+_view = partial(View, names="Method and budget", level_name="frozen model")
 
 
 def charts(study: Study, texts: Texts, *, resamples: int = 1000) -> list[Chart]:
@@ -179,7 +55,7 @@ def _parameters(study: Study) -> Chart:
     level = _frozen_wer(study)
     trained = [row for row in study.rows if row.method != FROZEN]
     front = sorted((row.trainable_parameters, 100 * row.wer) for row in trained if row.pareto and row.wer is not None)
-    view = View(
+    view = _view(
         "Trained parameters",
         "trained parameters",
         "test WER (%)",
@@ -203,7 +79,7 @@ def _costs(study: Study) -> Chart:
         ("Adapter size", "size of the stored weights (MB)", lambda row: row.adapter_bytes / 1e6, True),
     ]
     views = tuple(
-        View(label, title, "test WER (%)", _by_method(study, trained, of, line=False), log, level=_frozen_wer(study))
+        _view(label, title, "test WER (%)", _by_method(study, trained, of, line=False), log, level=_frozen_wer(study))
         for label, title, of, log in costs
     )
     note = (
@@ -231,7 +107,7 @@ def _convergence(study: Study) -> Chart:
                 series.append(Series(row.name, row.method, tuple(marks), line=True))
         at = f", {budget}" if len(budgets) > 1 else ""
         for label, title, found in (("Epochs", "epoch", by_epoch), ("Seconds", "seconds of training", by_time)):
-            views.append(View(label + at, title, "dev WER (%)", tuple(one for one in found if one.points)))
+            views.append(_view(label + at, title, "dev WER (%)", tuple(one for one in found if one.points)))
     note = "Mean over seeds of the WER on the dev set, by which learning rate and epoch are chosen."
     return Chart("convergence", "Convergence", note, tuple(view for view in views if view.series))
 
@@ -241,7 +117,7 @@ def _sweep(study: Study) -> Chart | None:
     swept = [row for row in study.rows if counts[row.method] > 1]
     if not swept:
         return None
-    view = View(
+    view = _view(
         "Budgets",
         "budget",
         "test WER (%)",
@@ -258,7 +134,7 @@ def _variants(study: Study) -> Chart | None:
     compared = [row for row in kin if counts[row.budget] > 1]
     if not compared:
         return None
-    view = View(
+    view = _view(
         "Variants",
         "budget",
         "test WER (%)",
@@ -286,7 +162,7 @@ def _forgetting(study: Study) -> Chart | None:
             series.setdefault(row.method, []).append(point)
         made = tuple(Series(method, method, tuple(points)) for method, points in series.items())
         titles = f"gain on {study.corpus} ({POINTS})", f"forgetting on {source} ({POINTS})"
-        views.append(View(source, *titles, made, level=0.0))
+        views.append(_view(source, *titles, made, level=0.0))
     note = (
         "Gain: fewer errors than the frozen model on the test set. Forgetting: more errors than it on a corpus of the "
         "domain that the model comes from. Down and right is better. Bars: paired 95 % bootstrap intervals."
@@ -309,7 +185,7 @@ def _groups(study: Study, texts: Texts, resamples: int) -> Chart | None:
             if points:
                 series.append(Series(row.name, row.method, points))
         field_name = field.partition(":")[0]
-        views.append(View(field_name, field_name, "test WER (%)", tuple(series), categories=tuple(values), bars=True))
+        views.append(_view(field_name, field_name, "test WER (%)", tuple(series), categories=tuple(values), bars=True))
     note = "Bars: 95 % bootstrap intervals within the group; those of small groups are rough."
     if usual:
         note += f" Methods at budget {usual}."

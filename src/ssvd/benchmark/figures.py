@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from .charts import Series, Style, View
-from .statistics import Interval
+from ..page import Interval, Series, Style, View
 
 
 def save_figure(view: View, styles: Mapping[str, Style], title: str, stem: Path) -> list[Path]:
@@ -36,9 +35,9 @@ def save_figure(view: View, styles: Mapping[str, Style], title: str, stem: Path)
             )
         if view.level is not None:
             if view.level_fits:
-                axes.axhline(view.level, linestyle="--", color="gray", linewidth=1, label="frozen model", zorder=1)
+                axes.axhline(view.level, linestyle="--", color="gray", linewidth=1, label=view.level_name, zorder=1)
             else:
-                axes.plot([], [], " ", label=f"frozen model: {view.level:.1f}, outside")
+                axes.plot([], [], " ", label=f"{view.level_name}: {view.level:.1f}, outside")
         if view.log:
             axes.set_xscale("log")
             xs = [float(point.x) for one in view.series for point in one.points if float(point.x) > 0]

@@ -2,26 +2,22 @@
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
-
-from plotly.offline import get_plotlyjs
 
 from ..data import Skipped
 from ..errors import UserError
+from ..page import Chart, bullets, chart_section, file_name, html_page, styles, to_csv, to_html, to_latex
 from ..scoring import Comparison
 from .changes import Change, Word, largest_changes
-from .charts import Chart, Point, Series, View, charts, styles, units
+from .charts import METHODS, charts, units
 from .figures import save_figure
 from .results import Failure, Result, read_hypotheses, read_records, read_results
 from .statistics import FROZEN, FULL, LORA, TEST, Row, Study, Texts, is_ssvd, studies
-from .tables import main_table, percents, to_csv, to_html, to_latex
+from .tables import main_table, percents
 
 SOUND_LIMIT = 300_000  # bytes of a file
 SOUNDS_LIMIT = 5_000_000  # of all files of a page
@@ -102,14 +98,14 @@ def write_figures(results: Path, folder: Path, *, resamples: int = 1000) -> list
     """
     benchmark = read_benchmark(results, resamples=resamples)
     folder.mkdir(parents=True, exist_ok=True)
-    looks = styles(row.method for study in benchmark.studies for row in study.rows)
+    looks = styles((row.method for study in benchmark.studies for row in study.rows), METHODS)
     written = []
     for study in benchmark.studies:
         for chart in charts(study, benchmark.texts, resamples=resamples):
             for view in chart.views:
                 parts = [study.model, study.corpus, chart.name, *([view.label] if len(chart.views) > 1 else [])]
                 title = f"{chart.title}: {study.name}{' (synthetic speech)' if study.synthetic else ''}"
-                written += save_figure(view, looks, title, folder / _file_name(*parts))
+                written += save_figure(view, looks, title, folder / file_name(*parts))
     return written
 
 
@@ -139,32 +135,19 @@ def render(benchmark: Benchmark, *, audio: bool = True, resamples: int = 1000) -
         parts.append(f"<nav><p>{' · '.join(links)}</p></nav>")
     for number, study in enumerate(benchmark.studies):
         parts.append(f'<section id="study-{number}"><h2>{escape(_title(study))}</h2>')
-        parts.append(_list(summary(study)))
+        parts.append(bullets(summary(study)))
         for chart in charts(study, benchmark.texts, resamples=resamples):
-            parts.append(_chart(len(drawn), chart, study))
+            parts.append(chart_section(len(drawn), chart, (study.model, study.corpus)))
             drawn.append(chart)
         parts.append("<h3>All numbers</h3>")
         parts.append(f'<p class="note">{escape(_NUMBERS.format(units=units(study)))}</p>')
-        parts.append(to_html(main_table([study]), _file_name(study.model, study.corpus)))
+        parts.append(to_html(main_table([study]), file_name(study.model, study.corpus)))
         parts.append(_changes(study, benchmark.texts, sounds))
         parts.append("</section>")
     parts += [_failures(benchmark), _origin(benchmark)]
-    looks = styles(row.method for study in benchmark.studies for row in study.rows)
-    data = {
-        "charts": [{"name": chart.name, "views": [_view(view) for view in chart.views]} for chart in drawn],
-        "styles": {method: asdict(style) for method, style in looks.items()},
-    }
-    folder = files(__package__) / "page"
-    template, style, script = ((folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    return Template(template).substitute(
-        title="Benchmark: " + escape(", ".join(dict.fromkeys(study.name for study in benchmark.studies))),
-        style=style,
-        body="\n".join(parts),
-        # Nothing in a script may look like its end.
-        plotly=get_plotlyjs().replace("</script", r"<\/script"),
-        charts=json.dumps(_escaped(data), ensure_ascii=False).replace("<", r"\u003c"),
-        script=script,
-    )
+    looks = styles((row.method for study in benchmark.studies for row in study.rows), METHODS)
+    title = "Benchmark: " + ", ".join(dict.fromkeys(study.name for study in benchmark.studies))
+    return html_page(title, parts, drawn, looks)
 
 
 def summary(study: Study) -> list[str]:
@@ -274,55 +257,6 @@ def _budget_by_budget(method: str, rows: Sequence[Row]) -> list[str]:
 
 def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
-
-
-def _chart(index: int, chart: Chart, study: Study) -> str:
-    buttons = "".join(
-        f'<button type="button" data-chart="{index}" data-view="{n}" aria-pressed="{str(n == 0).lower()}">'
-        f"{escape(view.label)}</button>"
-        for n, view in enumerate(chart.views)
-    )
-    tables = "".join(
-        f'<div data-table="{index}" data-view="{n}">'
-        + to_html(view.table(), _file_name(study.model, study.corpus, chart.name, view.label))
-        + "</div>"
-        for n, view in enumerate(chart.views)
-    )
-    return (
-        f'<section class="chart"><h3>{escape(chart.title)}</h3><p class="note">{escape(chart.note)}</p>'
-        + (f'<div class="views" role="group" aria-label="View">{buttons}</div>' if len(chart.views) > 1 else "")
-        + f'<div class="plot" id="plot-{index}"></div>'
-        + f"<details><summary>Its numbers</summary>{tables}</details></section>"
-    )
-
-
-def _view(view: View) -> dict[str, Any]:
-    def point(one: Point) -> dict[str, Any]:
-        lines = one.lines or (str(one.x), f"{one.y:.2f}")
-        return {**asdict(one), "text": _Markup("<br>".join(map(_plain, (one.name, *lines))))}
-
-    def series(one: Series) -> dict[str, Any]:
-        return {**asdict(one), "points": [point(p) for p in one.points]}
-
-    return {**asdict(view), "level_fits": view.level_fits, "series": [series(one) for one in view.series]}
-
-
-class _Markup(str):
-    """Text that is HTML already."""
-
-
-def _escaped(value: Any) -> Any:
-    """Data for Plotly, which reads every string as HTML."""
-    if isinstance(value, dict):
-        return {_escaped(name): _escaped(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_escaped(part) for part in value]
-    return _plain(value) if isinstance(value, str) and not isinstance(value, _Markup) else value
-
-
-def _plain(text: str) -> str:
-    # A pair of "$" makes a formula of a text for Plotly.
-    return escape(text).replace("$", "&#36;")
 
 
 def _changes(study: Study, texts: Texts, sounds: "_Sounds") -> str:
@@ -471,12 +405,3 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         f'<div class="scroll tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-def _list(sentences: Iterable[str]) -> str:
-    items = (escape(sentence).replace(" %", "&nbsp;%") for sentence in sentences)
-    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
-
-
-def _file_name(*parts: str) -> str:
-    return re.sub(r"[^\w.]+", "-", "-".join(parts)).strip("-.").lower() or "benchmark"

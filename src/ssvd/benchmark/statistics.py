@@ -11,6 +11,7 @@ from statistics import fmean, median, stdev
 from typing import Literal
 
 from ..errors import UserError
+from ..page import Interval
 from ..scoring import Comparison, Unit, compare, score, score_by
 from .results import Failure, Hypothesis, Result
 
@@ -19,8 +20,6 @@ TEST = "test"
 
 Texts = Mapping[tuple[str, str], Sequence[Hypothesis]]
 """The hypotheses of a result on a corpus: (id of the result, "test" or a source corpus) -> one per utterance."""
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)

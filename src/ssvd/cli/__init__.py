@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from ..errors import UserError
 from .comparison import benchmark, demo, report
+from .data import data
 from .prepare import app as prepare
 from .recognisers import adapt, evaluate, merge, plan, transcribe
 from .terminal import errors
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.add_typer(prepare, name="prepare")
 for command in (demo, plan, adapt, evaluate, transcribe, merge, benchmark, report):
     app.command()(command)
+app.add_typer(data, name="data")
 
 
 def run() -> None:

@@ -12,7 +12,8 @@ from typer.core import TyperGroup
 
 from ..errors import UserError
 from .options import BatchSize, Device, SkipBad, Where
-from .terminal import console, errors, list_skipped
+from .parts import portions
+from .terminal import console, errors, list_notes, list_skipped
 
 _OTHER = "SOURCE"  # the command for any other corpus, named in the help by what stands in its place
 
@@ -43,7 +44,12 @@ Seed = Annotated[int, typer.Option(help="Of the division by speaker.")]
 
 @app.command(_OTHER)
 def source(
-    source: Annotated[str, typer.Argument(help="A table (CSV, TSV, JSONL), a Kaldi or ESPnet folder, Lhotse cuts.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A table (CSV, TSV, JSONL), a Kaldi or ESPnet folder, Lhotse cuts, hf:NAME, lhotse:RECIPE."
+        ),
+    ],
     out: Out,
     where: Where = [],
     split: Annotated[str, typer.Option(help="Shares of train, dev and test, split by speaker.")] = "80/10/10",
@@ -54,7 +60,7 @@ def source(
     """Any other: a table (CSV, TSV, JSONL), a Kaldi or ESPnet folder, Lhotse cuts (./myst if it is called so)."""
     from ..prepare import Division, prepare_source
 
-    division = Division(_portions(split), seed, balance)
+    division = Division(portions(split), seed, balance)
     with _progress() as tell:
         prepared = prepare_source(source, out, where=where, division=division, skip_bad=skip_bad, on_progress=tell)
     _report(prepared, out)
@@ -97,7 +103,7 @@ def myst(
             filter_model=filter_model,
             filtered=filtered,
             where=where,
-            division=Division(_portions(split), seed, balance),
+            division=Division(portions(split), seed, balance),
             skip_bad=skip_bad,
             device=device,
             batch_size=batch_size,
@@ -154,7 +160,7 @@ def cgn(
             unknown_speakers=unknown_speakers,
             recordings=recordings,
             where=where,
-            division=Division(_portions(split), seed, balance),
+            division=Division(portions(split), seed, balance),
             skip_bad=skip_bad,
             on_progress=tell,
         )
@@ -196,6 +202,7 @@ def _progress() -> Iterator[Any]:
 
 
 def _report(prepared: Any, out: Path) -> None:
+    list_notes(prepared.notes)
     record = prepared.record
     paper = record["paper"] or {}
     table = Table("part", "utterances", *(["in the paper"] if paper else []), "speakers", "hours", "file")
@@ -221,13 +228,3 @@ def _report(prepared: Any, out: Path) -> None:
         errors.print(f"Each stands with its reason in {out / 'left_out.jsonl'}.")
     if prepared.already:
         errors.print(f"{out} was prepared with these options before: nothing was done.")
-
-
-def _portions(split: str) -> dict[str, float]:
-    try:
-        shares = [float(part) for part in split.split("/")]
-    except ValueError:
-        shares = []
-    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 100) > 0.01:
-        raise UserError(f"--split {split} is not three shares that add up to 100, as 80/10/10.")
-    return {name: share / 100 for name, share in zip(("train", "dev", "test"), shares, strict=True) if share}

@@ -1,5 +1,6 @@
 """What the commands print with."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +10,12 @@ console = Console()
 if not console.is_terminal:
     console.width = 160  # no terminal sets a limit, and tables fold at 80
 errors = Console(stderr=True, soft_wrap=True)
+
+
+def list_notes(notes: Iterable[str]) -> None:
+    """Say what was taken for granted."""
+    for note in notes:
+        errors.print(escape(note), highlight=False)
 
 
 def list_skipped(skipped: list[Any]) -> None:

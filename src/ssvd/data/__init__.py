@@ -4,6 +4,7 @@ from .audio import load_audio, read_recording
 from .corpus import read_corpus
 from .manifests import write_cuts
 from .selection import common_language, field_names, field_value, select
+from .sources import short_names
 from .splits import split_by_speaker, text_overlap
 from .utterances import Corpus, Skipped
 
@@ -17,6 +18,7 @@ __all__ = [
     "read_corpus",
     "read_recording",
     "select",
+    "short_names",
     "split_by_speaker",
     "text_overlap",
     "write_cuts",

@@ -81,13 +81,17 @@ def load_audio(cut: Any, sampling_rate: int) -> np.ndarray:
     Raises:
         UserError: the audio cannot be decoded, or is not finite; the message names the file.
     """
+    return np.clip(decode(cut.resample(sampling_rate)).mean(axis=0, dtype=np.float32), -1.0, 1.0)
+
+
+def decode(cut: Any) -> np.ndarray:
+    """The samples of a cut as they are: float32 array of shape (channels, samples); raises as `load_audio`."""
     path = cut.recording.sources[0].source
     try:
-        samples = cut.resample(sampling_rate).load_audio()
+        samples = cut.load_audio()
     except Exception as error:  # decoders and lhotse raise many kinds
         reason = _reason(error, path)
         raise UserError(f"Utterance {cut.id}: the audio of {path} cannot be decoded ({reason}).") from error
-    mono = samples.mean(axis=0, dtype=np.float32)
-    if mono.size == 0 or not np.isfinite(mono).all():
+    if samples.size == 0 or not np.isfinite(samples).all():
         raise UserError(f"Utterance {cut.id}: the audio of {path} holds no samples, or some that are not numbers.")
-    return np.clip(mono, -1.0, 1.0)
+    return samples

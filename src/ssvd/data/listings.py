@@ -31,7 +31,7 @@ class Listings:
             part, equals, file = item.partition("=")
             if not equals or part not in PARTS:
                 part, file = "", item
-            lines = read_lines(Path(file))
+            lines = list(read_lines(Path(file)))
             if not lines:
                 raise UserError(f"The list {file} is empty.")
             self.files.append(Path(file))

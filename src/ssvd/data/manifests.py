@@ -2,7 +2,7 @@
 
 import codecs
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,37 @@ from lhotse.serialization import deserialize_item, save_to_jsonl
 
 from ..files import whole_file
 from .audio import is_file
-from .tables import JsonRow
+from .tables import JsonLines, json_object
 from .utterances import ROUNDING, Skipped
 
 
-def is_manifest(rows: Sequence[JsonRow]) -> bool:
-    """Whether rows are Lhotse's, going by the first that is JSON; a table has path and text."""
-    first = next((row for _, row in rows if not isinstance(row, str)), {})
+def is_manifest(lines: JsonLines) -> bool:
+    """Whether lines are Lhotse's, going by the first that is a JSON object; a table has path and text."""
+    first = lines.first() or {}
     return not {"path", "text"} <= first.keys() and not {"supervisions", "recording", "sources"}.isdisjoint(first)
 
 
-def read_manifest(folder: Path, rows: Sequence[JsonRow]) -> list[tuple[str, Any] | Skipped]:
-    """(where, cut) for each supervision of each cut.
+def read_manifest(folder: Path, lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any] | Skipped]:
+    """(where, cut) for each supervision of each cut, one after another.
 
     A cut with several supervisions is split into one cut each. Headers are not read again: only that the audio exists
     is checked. Relative audio paths are looked for in the working directory, as Lhotse does, then in `folder`.
+
+    Args:
+        lines: (where, JSON of a cut).
     """
-    items: list[tuple[str, Any] | Skipped] = []
-    for where, row in rows:
+    for where, line in lines:
+        row = json_object(line)
         try:
             if isinstance(row, str):
                 raise ValueError(row)
-            items += [(where, cut) for cut in _cuts(folder, row)]
+            cuts = _cuts(folder, row)
         except ValueError as error:
-            items.append(Skipped(where, str(error)))
+            yield Skipped(where, str(error))
         except Exception as error:  # Lhotse trusts its files: any other kind of error shows a damaged one
-            items.append(Skipped(where, f"the line is not a cut of Lhotse ({error!r})"))
-    return items
+            yield Skipped(where, f"the line is not a cut of Lhotse ({error!r})")
+        else:
+            yield from ((where, cut) for cut in cuts)
 
 
 def _cuts(folder: Path, row: dict[str, Any]) -> list[Any]:
@@ -66,9 +70,10 @@ def _cuts(folder: Path, row: dict[str, Any]) -> list[Any]:
 def _found(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:
     if source.type != "file":  # Lhotse would run a "command" in a shell
         raise ValueError(f"the audio of cut {cut_id} is a {source.type}; only files are read")
-    for base in (Path.cwd(), folder.absolute()):
-        if is_file(base / source.source):
-            return replace(source, source=str(base / source.source))
+    path = Path(source.source)
+    for candidate in [path] if path.is_absolute() else [Path.cwd() / path, folder.absolute() / path]:
+        if is_file(candidate):
+            return replace(source, source=str(candidate))
     raise ValueError(f"there is no audio file {source.source}")
 
 

@@ -81,11 +81,14 @@ def text_overlap(parts: Mapping[str, CutSet], train: str = "train") -> dict[str,
 
     A recogniser may know such sentences by heart; report the share beside its word error rate.
     """
-    known = {_folded(cut) for cut in parts[train]}
+    known = {folded_text(cut) for cut in parts[train]}
     return {
-        part: sum(_folded(cut) in known for cut in cuts) / len(cuts) for part, cuts in parts.items() if part != train
+        part: sum(folded_text(cut) in known for cut in cuts) / len(cuts)
+        for part, cuts in parts.items()
+        if part != train
     }
 
 
-def _folded(cut: Any) -> str:
+def folded_text(cut: Any) -> str:
+    """The text of a cut, all of its cases and blanks alike."""
     return " ".join(cut.supervisions[0].text.casefold().split())

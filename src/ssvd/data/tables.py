@@ -57,25 +57,39 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}:{line}: the row is not CSV ({error}); look for a quote without its pair.") from error
 
 
-# (file:line, the object in that line or what is wrong with the line)
-JsonRow = tuple[str, dict[str, Any] | str]
+class JsonLines:
+    """(file:line, text) of each line of a JSON Lines file, gzipped or not, read anew by each iteration."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._length: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return ((f"{self.path}:{number}", line) for number, line in read_lines(self.path))
+
+    def __len__(self) -> int:
+        if self._length is None:
+            self._length = sum(1 for _ in read_lines(self.path))
+        return self._length
+
+    def first(self) -> dict[str, Any] | None:
+        """The first line that is a JSON object."""
+        return next((row for _, line in self if isinstance(row := json_object(line), dict)), None)
 
 
-def jsonl_rows(path: Path) -> list[JsonRow]:
-    """The objects of a JSON Lines file, gzipped or not."""
-    rows: list[JsonRow] = []
-    for line, text in read_lines(path):
-        row: Any
-        try:
-            row = json.loads(text) if is_utf8(text) else "the line is not UTF-8"
-        except (ValueError, RecursionError) as error:
-            row = f"the line is not JSON ({error})"
-        rows.append((f"{path}:{line}", row if isinstance(row, dict | str) else "the line is not a JSON object"))
-    return rows
+def json_object(line: str) -> dict[str, Any] | str:
+    """The object that a line of JSON holds, or what is wrong with the line."""
+    try:
+        row = json.loads(line) if is_utf8(line) else "the line is not UTF-8"
+    except (ValueError, RecursionError) as error:
+        return f"the line is not JSON ({error})"
+    return row if isinstance(row, dict | str) else "the line is not a JSON object"
 
 
-def read_jsonl(path: Path, rows: Sequence[JsonRow]) -> list[Utterance | Skipped]:
-    """Utterances of the rows of a JSON Lines file: the keys of the objects are the columns."""
+def read_jsonl(lines: JsonLines) -> list[Utterance | Skipped]:
+    """Utterances of a JSON Lines file: the keys of the objects are the columns."""
+    path = lines.path
+    rows = ((where, json_object(line)) for where, line in lines)
     lowered = [(where, row if isinstance(row, str) else _lower_keys(row)) for where, row in rows]
     _require_columns(path, sorted({name for _, row in lowered if not isinstance(row, str) for name in row}))
     return [

@@ -41,6 +41,7 @@ class Corpus:
 
     cuts: CutSet
     skipped: list[Skipped]
+    notes: tuple[str, ...] = ()  # what reading took for granted, in sentences
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def number_or_text(value: str) -> int | float | str:
 
 
 def cuts_of(
-    utterances: Sequence[Utterance | Skipped],
+    utterances: Iterable[Utterance | Skipped],
     cache: Path | None = None,
     *,
     outside: str = "",
@@ -83,6 +84,7 @@ def cuts_of(
         outside: The rule by which segments beyond the end of their recording are left out; "": they are bad.
         on_progress: Called with (headers read, of how many).
     """
+    utterances = list(utterances)
     paths = {item.path: item.recording_id for item in utterances if isinstance(item, Utterance)}
     with ThreadPoolExecutor(8) as pool, Journal(cache) if cache is not None else nullcontext() as journal:
         headers = {} if journal is None else _known_headers(paths, journal.rows)
@@ -147,7 +149,9 @@ def _cut(utterance: Utterance, recording: Recording | str, outside: str) -> tupl
     return utterance.where, cut
 
 
-def collect(items: Iterable[tuple[str, Any] | Skipped], source: Path, *, skip_bad: bool) -> Corpus:
+def collect(
+    items: Iterable[tuple[str, Any] | Skipped], source: str, notes: Sequence[str] = (), *, skip_bad: bool
+) -> Corpus:
     """The corpus of those cuts that have a text and an id of their own.
 
     Raises:
@@ -177,4 +181,4 @@ def collect(items: Iterable[tuple[str, Any] | Skipped], source: Path, *, skip_ba
         count = f"{len(bad)} of {total} utterances are bad" if len(bad) > 1 else f"1 bad utterance of {total}"
         advice = "" if not cuts else " Correct this, or leave such utterances out with --skip-bad."
         raise UserError(f"{bad[0].where}: {bad[0].reason} ({count}).{advice}")
-    return Corpus(CutSet.from_cuts(cuts.values()), skipped)
+    return Corpus(CutSet.from_cuts(cuts.values()), skipped, tuple(notes))

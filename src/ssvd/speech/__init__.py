@@ -1,6 +1,6 @@
 """Speech recognisers behind one interface, whatever family their checkpoint belongs to."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from .espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
 from .spec_augment import SpecAugment
 from .whisper import Batch, Whisper
 
-__all__ = ["Batch", "SpecAugment", "SpeechModel", "Whisper", "load_model", "load_outline"]
+__all__ = ["Batch", "SpecAugment", "SpeechModel", "Whisper", "load_check", "load_model", "load_outline"]
 
 FAMILIES = {"whisper": Whisper}
 
@@ -110,6 +110,20 @@ def load_outline(name_or_path: str | Path) -> tuple[nn.Module, list[str]]:
             from .espnet import Owsm
         return Owsm.outline(checkpoint)
     return _family(name).outline(name)
+
+
+def load_check(
+    name_or_path: str | Path, *, window: float | None = None, language: str | None = None
+) -> Callable[[Any], str | None]:
+    """`SpeechModel.check` of a checkpoint: why a cut cannot be trained on, or None.
+
+    Of Whisper it takes no weights; OWSM counts the frames of its encoder and takes them. Arguments and errors are those
+    of `load_model`.
+    """
+    name = str(name_or_path)
+    if _espnet_checkpoint(name) is not None:
+        return load_model(name, window=window, language=language).check
+    return _family(name).without_weights(name, window=window, language=language).check
 
 
 def _espnet_checkpoint(name: str) -> Checkpoint | None:

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
+    GenerationConfig,
     GenerationMixin,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -53,6 +55,16 @@ class _RowLimits(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         beams = len(input_ids) // len(self.limits)
         return (input_ids.shape[1] >= self.limits).repeat_interleave(beams)
+
+
+def _processor(name: str) -> WhisperProcessor:
+    try:
+        return WhisperProcessor.from_pretrained(name)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"The tokenizer or feature extractor of {name} cannot be read: copy tokenizer.json, "
+            "tokenizer_config.json and preprocessor_config.json from the model that it comes from."
+        ) from error
 
 
 def _linear_layers(whisper: WhisperForConditionalGeneration) -> list[str]:
@@ -119,14 +131,15 @@ class Whisper:
             ) from error
         if report["missing_keys"]:
             raise UserError(f"The checkpoint {name} lacks weights, among them {min(report['missing_keys'])}.")
-        try:
-            processor = WhisperProcessor.from_pretrained(name)
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(
-                f"The tokenizer or feature extractor of {name} cannot be read: copy tokenizer.json, "
-                "tokenizer_config.json and preprocessor_config.json from the model that it comes from."
-            ) from error
-        return cls(module.eval(), processor, window=window, language=language, task=task, dtype=dtype)
+        return cls(module.eval(), _processor(name), window=window, language=language, task=task, dtype=dtype)
+
+    @classmethod
+    def without_weights(cls, name: str, *, window: float | None = None, language: str | None = None) -> "Whisper":
+        """What `check` needs of a checkpoint, its network on the meta device; see `load_check`."""
+        module, _ = cls.outline(name)
+        with suppress(OSError):  # small models made by hand have none
+            module.generation_config = GenerationConfig.from_pretrained(name)
+        return cls(module, _processor(name), window=window, language=language)
 
     def _set_window(self, module: WhisperForConditionalGeneration, window: float | None) -> None:
         """Truncate the encoder's positions to `window` seconds and remember all of them."""

@@ -128,7 +128,7 @@ function layout(view, names, width, ground) {
   if (view.bars) made.yaxis.rangemode = "tozero";
   if (view.level !== null) {
     const at = { xref: "paper", x: 1, xanchor: "right", showarrow: false, yanchor: "bottom", bgcolor: ground.paper, borderpad: 1, font: { size: 12, color: ground.soft } };
-    const text = "frozen model" + (view.level ? `: ${view.level.toFixed(1)}` : "");
+    const text = view.level_name + (view.level ? `: ${view.level.toFixed(1)}` : "");
     if (view.level_fits) {
       made.shapes.push({
         type: "line", xref: "paper", x0: 0, x1: 1, y0: view.level, y1: view.level, layer: "below",
