@@ -110,14 +110,16 @@ def _built(config, weights=None):
 
 
 def test_espnet_trains_the_adapter_that_we_train(recipe, train, undropped, corpora, tmp_path):
-    exp = train(recipe("ssvd", {"portion": 0.4}))
+    rate = 5e-4  # where a gradient is noise, Adam makes a step of this size in either direction
+    optimiser = {"lr": rate, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.0}
+    exp = train(recipe("ssvd", {"portion": 0.4}, optim_conf=optimiser))
     theirs = torch.load(exp / "3epoch.pth", weights_only=True)
     four = tmp_path / "four.csv"
     lines = corpora["child"].read_text().splitlines()
     folder = corpora["child"].parent
     four.write_text("\n".join([lines[0], *(f"{folder}/{line}" for line in lines[1:5])]) + "\n")
     options = {"model": str(undropped), "train": [str(four)], "dev": [str(four)], "epochs": 3, "batch_size": 4}
-    schedule = {"learning_rate": 0.01, "warmup": 0.0, "decay": "none", "text_style": "keep", "device": "cpu"}
+    schedule = {"learning_rate": rate, "warmup": 0.0, "decay": "none", "text_style": "keep", "device": "cpu"}
     adapt(AdaptOptions(**options, **schedule), tmp_path / "run")
     state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     ours = {name.removeprefix("base_model.model."): value for name, value in state.items()}
@@ -125,8 +127,9 @@ def test_espnet_trains_the_adapter_that_we_train(recipe, train, undropped, corpo
     assert trained and ours.keys() <= {name.replace(".default", "") for name in theirs}
     for name, value in trained.items():
         assert (value - ours[name]).abs().max() < 1e-4, name
-    largest = max(value.abs().max() for name, value in trained.items() if "fingerprint" not in name)
-    assert largest > 0.01
+        if "fingerprint" not in name:
+            assert (value - ours[name]).norm() < 0.02 * value.norm(), name
+            assert value.abs().max() > 2 * rate, name
 
 
 def test_what_espnet_saved_decodes_with_espnet_on_the_right_base(recipe, train, undropped, corpora):
@@ -201,7 +204,7 @@ def test_every_method_survives_ten_rounds_of_training_and_validation(name, undro
 def test_a_file_that_lacks_the_adapter_does_not_load_in_silence(recipe, train):
     exp = train(recipe("ssvd", {"portion": 0.4}, epochs=1))
     saved = torch.load(exp / "1epoch.pth", weights_only=True)
-    name = next(name for name in saved if "ssvd_" in name)
+    name = next(name for name in saved if "ssvd_theta" in name)
     broken = exp / "broken.pth"
     torch.save({key: value for key, value in saved.items() if key != name}, broken)
     with pytest.raises(UserError, match="lacks 1 of"):
@@ -243,8 +246,8 @@ def test_the_recipe_of_the_example_trains_a_small_model(file, recipe, train):
         assert tuning["init_param"]
         return
     conf = {key: value for key, value in tuning["adapter_conf"].items() if key != "base_model_file"}
-    if tuning["adapter"] == "vera":
-        conf["rank"] = 16  # of a small model; 256 of OWSM-1B
+    if tuning["adapter"] in ("vera", "svft"):  # the small model's layers have no such rank and band
+        conf |= {"rank": 16} if tuning["adapter"] == "vera" else {"band": 16}
     exp = train(
         recipe(tuning["adapter"], conf, epochs=1, specaug=tuning["specaug"], specaug_conf=tuning["specaug_conf"])
     )

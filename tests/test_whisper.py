@@ -386,7 +386,7 @@ def test_load_errors_are_sentences(checkpoints, tmp_path):
     with pytest.raises(UserError, match="There is no folder"):
         load_model(tmp_path / "nowhere")
     (tmp_path / "config").mkdir()
-    with pytest.raises(UserError, match=r"holds no config\.json"):
+    with pytest.raises(UserError, match=r"holds neither the config\.json"):
         load_model(tmp_path / "config")
     config = tmp_path / "config" / "config.json"
     for text, message in [

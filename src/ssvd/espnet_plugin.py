@@ -27,6 +27,7 @@ from .methods import METHODS, Method, apply_method
 from .speech.espnet_checkpoint import espnet_importable, load_weights
 
 with espnet_importable():
+    import espnet2.layers.augmentation  # noqa: F401  # from now on ESPnet does not miss torchaudio
     from espnet2.layers.create_adapter import create_adapter_fn_table
 
 __all__ = ["register"]
