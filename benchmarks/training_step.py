@@ -1,6 +1,7 @@
-"""Time and memory of one training step of a Whisper model, as ratios to the frozen model, to LoRA and to the floor.
+"""Time and memory of one training step, as ratios to the frozen model, to LoRA and to the floor.
 
     python benchmarks/training_step.py --size tiny --window 30 --batch 2 --portions 0.25,0.4 --json step.json
+    python benchmarks/training_step.py --espnet base --batch 2
 
 The model has random weights. The frozen model runs forward, and backward to its inputs: what no method that adapts all
 layers can undercut. All other rows run forward, backward (to the same inputs too) and an AdamW step. Methods take turns
@@ -23,6 +24,7 @@ import copy
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,13 +45,16 @@ from ssvd.methods import apply_method, linear_shapes, trainable_parameters
 from ssvd.spectral import step_products
 from ssvd.tuners import portion_rank
 
-SIZES = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12)}  # width, layers, heads
+SIZES = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12)}  # of Whisper: width, layers, heads
+OWSM_SIZES = {"base": (384, 6), "small": (768, 9), "medium": (1024, 18)}  # of OWSM v3.1: width, layers
+OWSM_VOCABULARY = 50_002
 FRAMES_PER_SECOND = 100
 VERA_RANK = 256
 
 
 def main(
-    size: Annotated[str, typer.Option(help="Dimensions of the model: tiny, base or small.")] = "tiny",
+    size: Annotated[str, typer.Option(help="Dimensions of Whisper: tiny, base or small.")] = "tiny",
+    espnet: Annotated[str, typer.Option(help="OWSM v3.1 instead: base, small or medium; needs ESPnet.")] = "",
     batch: Annotated[int, typer.Option(help="Utterances a step.")] = 8,
     window: Annotated[float, typer.Option(help="Seconds of audio an utterance.")] = 10.0,
     labels: Annotated[int, typer.Option(help="Tokens an utterance.")] = 32,
@@ -65,12 +70,17 @@ def main(
     """Measure one training step of each method on a Whisper model with random weights."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = build_whisper(size, window).to(device)
-    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "proj_out"]
-    frames = 2 * model.config.max_source_positions
-    features = torch.randn(batch, model.config.num_mel_bins, frames, device=device, requires_grad=True)
-    tokens = torch.randint(model.config.vocab_size, (batch, labels), device=device)
-    options = {"size": size, "batch": batch, "window": window, "labels": labels, "steps": steps, "autocast": autocast}
+    name = f"owsm-{espnet}" if espnet else f"whisper-{size}"
+    workload = owsm_workload if espnet else whisper_workload
+    model, layers, loss = workload(espnet or size, batch, window, labels, device)
+    options = {
+        "size": f"owsm-{espnet}" if espnet else size,
+        "batch": batch,
+        "window": window,
+        "labels": labels,
+        "steps": steps,
+        "autocast": autocast,
+    }
     rows: list[dict[str, Any]] = []
     for portion in map(float, portions.split(",")):
         variants = build_variants(portion, compiled)
@@ -78,13 +88,11 @@ def main(
         # What the others, and the floors, are measured by.
         chosen = ["frozen", *(name for name in chosen if name != "frozen")]
         chosen += ["ssvd approx"] if "ssvd approx" not in chosen else []
-        steppers = {
-            name: Step(variants[name](copy.deepcopy(model), layers), features, tokens, autocast) for name in chosen
-        }
+        steppers = {name: Step(variants[name](copy.deepcopy(model), layers), loss, device, autocast) for name in chosen}
         alone = LayersAlone(steppers["frozen"], layers)
         rows += measured(steppers, alone, steps, portion)
         del steppers
-    title = f"whisper-{size}, {batch} x {window:g} s, {labels} tokens, {device}, {threads} threads"
+    title = f"{name}, {batch} x {window:g} s, {labels} tokens, {device}, {threads} threads"
     table = Table("p", "method", "trainable", "s / step", "x frozen", "x floor", "x LoRA", "peak", "total", title=title)
     for row in rows:
         ratios = (f"{row[name]:.2f}" if row[name] else "" for name in ("x_frozen", "x_floor", "x_lora"))
@@ -139,6 +147,12 @@ def measured(steppers: dict[str, "Step"], alone: "LayersAlone", steps: int, port
     return rows
 
 
+Loss = Callable[[nn.Module], Tensor]
+Workload = tuple[nn.Module, list[str], Loss]
+"""A model, the names of the layers to adapt, and its loss on a fixed batch, differentiable by the inputs of encoder and
+decoder: without the decoder's, the frozen model would skip most of its backward pass."""
+
+
 def build_whisper(size: str, window: float) -> WhisperForConditionalGeneration:
     """A Whisper model with random weights and an encoder for `window` seconds of audio."""
     if size not in SIZES:
@@ -155,6 +169,52 @@ def build_whisper(size: str, window: float) -> WhisperForConditionalGeneration:
         max_source_positions=round(window * FRAMES_PER_SECOND / 2),
     )
     return WhisperForConditionalGeneration(config)
+
+
+def whisper_workload(size: str, batch: int, window: float, labels: int, device: str) -> Workload:
+    """Whisper with random weights, on noise."""
+    model = build_whisper(size, window).to(device)
+    config = model.config
+    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "proj_out"]
+    frames = 2 * config.max_source_positions
+    features = torch.randn(batch, config.num_mel_bins, frames, device=device, requires_grad=True)
+    tokens = torch.randint(config.vocab_size, (batch, labels), device=device)
+    embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
+
+    def loss(model: nn.Module) -> Tensor:
+        features.grad = embedded.grad = None
+        return model(input_features=features, decoder_inputs_embeds=embedded, labels=tokens, use_cache=False).loss
+
+    return model, layers, loss
+
+
+def owsm_workload(size: str, batch: int, window: float, labels: int, device: str) -> Workload:
+    """OWSM v3.1 with random weights, on `window` seconds of noise; its layers are those of SSVD's paper."""
+    sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+    from pretrain_owsm import config_of, new_model
+
+    if size not in OWSM_SIZES:
+        raise typer.BadParameter(f"there is no size {size!r}; choose one of {', '.join(OWSM_SIZES)}")
+    width, depth = OWSM_SIZES[size]
+    special = ["<blank>", "<unk>", "<na>", "<sos>", "<eos>", "<sop>"]
+    pieces = [f"piece{number}" for number in range(OWSM_VOCABULARY - len(special))]
+    model = new_model(config_of([*special[:3], *pieces, *special[3:]], width, (depth, depth), heads=width // 64))
+    model.error_calculator = None
+    model.decoder.embed[0].register_forward_hook(lambda module, inputs, output: output.detach().requires_grad_())
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith("ctc.")]
+    speech = torch.randn(batch, round(window * 16000), device=device, requires_grad=True)
+    lengths = torch.full((batch,), speech.shape[1], device=device)
+    text = torch.randint(len(special), OWSM_VOCABULARY - len(special), (batch, labels), device=device)
+    sizes = torch.full((batch,), labels, device=device)
+    previous = torch.full((batch, 1), 2, device=device)
+
+    def loss(model: nn.Module) -> Tensor:
+        speech.grad = None
+        prompt = {"text_prev": previous.clone(), "text_prev_lengths": torch.ones_like(sizes)}
+        targets = {"text": text.clone(), "text_lengths": sizes, "text_ctc": text.clone(), "text_ctc_lengths": sizes}
+        return model(speech=speech, speech_lengths=lengths, **targets, **prompt)[0].sum()
+
+    return model.to(device), layers, loss
 
 
 Variant = Callable[[nn.Module, list[str]], nn.Module]
@@ -205,25 +265,17 @@ def build_variants(portion: float, compiled: bool = False) -> dict[str, Variant]
 class Step:
     """One training step of a model on a fixed batch."""
 
-    def __init__(self, model: nn.Module, features: Tensor, tokens: Tensor, autocast: bool) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, device: str, autocast: bool) -> None:
         self.model = model.train()
-        self.features, self.tokens, self.autocast = features, tokens, autocast
+        self._loss, self.device, self.autocast = loss, device, autocast
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(trained, lr=1e-5) if trained else None
-        embedding = model.get_input_embeddings()
-        # The decoder's inputs too: without them the frozen model would skip most of the decoder's backward pass.
-        self.embedded = embedding(tokens).detach().requires_grad_()
 
     def loss(self) -> Tensor:
-        with torch.autocast(self.features.device.type, torch.bfloat16, enabled=self.autocast):
-            output = self.model(
-                input_features=self.features, decoder_inputs_embeds=self.embedded, labels=self.tokens, use_cache=False
-            )
-        loss: Tensor = output.loss
-        return loss
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            return self._loss(self.model)
 
     def run(self) -> None:
-        self.features.grad = self.embedded.grad = None
         self.loss().backward()
         if self.optimiser:
             self.optimiser.step()
@@ -231,12 +283,12 @@ class Step:
 
     def timed(self) -> float:
         """Seconds of one step."""
-        return timed(self.run, self.features.is_cuda)
+        return timed(self.run, self.device == "cuda")
 
     def peak(self) -> int:
         """Bytes: the most that a step holds at a time, beyond what is there before and after it."""
         self.run()
-        if self.features.is_cuda:
+        if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self.run()

@@ -12,9 +12,11 @@ import json
 import platform
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import jiwer
 import numpy as np
@@ -56,15 +58,27 @@ def write_tokens(folder: Path, texts: list[str], languages: list[str], pieces: i
     return ["<blank>", "<unk>", *symbols, *others, "<sos>", "<eos>", "<sop>"]
 
 
-def config_of(tokens: list[str], dim: int, blocks: tuple[int, int], ctc: bool = False) -> dict[str, Any]:
-    """The config of OWSM v3.1 at another size: dim and blocks of encoder and decoder; of OWSM-CTC with `ctc`."""
+def _task(ctc: bool) -> Any:
     with espnet_importable():
         if ctc:
             from espnet2.tasks.s2t_ctc import S2TTask
         else:
             from espnet2.tasks.s2t import S2TTask
-    config = S2TTask.get_default_config()
-    heads = max(1, dim // 48)
+    return S2TTask
+
+
+def new_model(config: dict[str, Any]) -> torch.nn.Module:
+    """The network of a config, at random."""
+    return _task("promptencoder" in config).build_model(argparse.Namespace(**config))
+
+
+def config_of(
+    tokens: list[str], dim: int, blocks: tuple[int, int], ctc: bool = False, heads: int | None = None
+) -> dict[str, Any]:
+    """The config of OWSM v3.1 at another size: dim and blocks of encoder and decoder; of OWSM-CTC with `ctc`."""
+    with patch.object(sys, "argv", sys.argv[:1]):  # which ESPnet would read too
+        config = _task(ctc).get_default_config()
+    heads = heads or max(1, dim // 48)
     encoder = {
         "output_size": dim,
         "attention_heads": heads,
@@ -141,12 +155,7 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint of random weights in OWSM's layout; torch's generator decides on them."""
     config = config_of(write_tokens(folder, texts, languages, pieces), dim, blocks, ctc)
-    with espnet_importable():
-        if ctc:
-            from espnet2.tasks.s2t_ctc import S2TTask
-        else:
-            from espnet2.tasks.s2t import S2TTask
-    model = S2TTask.build_model(argparse.Namespace(**config))
+    model = new_model(config)
     exp = folder / "exp" / "s2t"
     exp.mkdir(parents=True, exist_ok=True)
     (exp / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")

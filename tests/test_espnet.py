@@ -410,9 +410,7 @@ def outlines(pretraining, tmp_path_factory):
     tokens = ["<blank>", "<unk>", "<na>", *(f"t{n}" for n in range(50_002 - 6)), "<sos>", "<eos>", "<sop>"]
     made = {}
     for name, dim, encoder, decoder in [("0.1B", 384, 6, 6), ("1B", 1024, 18, 18), ("2B", 2048, 16, 16)]:
-        config = pretraining.config_of(tokens, dim, (encoder, decoder))
-        config["encoder_conf"] |= {"attention_heads": dim // 64}
-        config["decoder_conf"] |= {"attention_heads": dim // 64}
+        config = pretraining.config_of(tokens, dim, (encoder, decoder), heads=dim // 64)
         if name == "2B":  # OWLS: a Transformer encoder
             config["encoder"] = "transformer"
             kept = ("output_size", "attention_heads", "num_blocks", "input_layer", "linear_units")
