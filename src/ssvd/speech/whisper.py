@@ -207,6 +207,10 @@ class Whisper:
             return str(error)
         return None
 
+    def input_seconds(self, duration: float) -> float:
+        """Seconds that the network reads for an utterance: whole windows, whatever it shares its batch with."""
+        return max(1, -(-round(duration * self.sampling_rate) // self._samples)) * self.window
+
     def _target(self, cut: Any) -> list[int]:
         """Prompt, text and end of an utterance as tokens."""
         if round(cut.duration * self.sampling_rate) > self._samples:
