@@ -148,6 +148,7 @@ def adapt(
     method = find_method(options.method)
     if method.name == "frozen":
         raise UserError("The method frozen trains nothing: score the untouched model with `ssvd evaluate`.")
+    augmenter = Augmenter(options.augment, sampling_rate=speech.sampling_rate, window=speech.window, seed=options.seed)
     train, dev, skipped = _stored_data(run) if last.is_file() else _read_data(options, speech, console)
     layers = speech.adaptable_layers()
     base = sample_weights(speech.module, layers)
@@ -157,7 +158,7 @@ def adapt(
     )
     speech.spec_augment = SpecAugment() if options.spec_augment else None
     rate = options.learning_rate or method.learning_rate
-    training = Adaptation(speech, options, train, dev, run, console, rate)
+    training = Adaptation(speech, options, train, dev, augmenter, run, console, rate)
     trainer = _trainer(options, run, _ProgressBar(console))
     try:
         if not last.is_file():
@@ -206,6 +207,7 @@ class Adaptation(lightning.LightningModule):
         options: AdaptOptions,
         train: list[Any],
         dev: list[Any],
+        augmenter: Augmenter,
         run: Path,
         console: Console,
         learning_rate: float,
@@ -224,9 +226,7 @@ class Adaptation(lightning.LightningModule):
         read = [speech.input_seconds(cut.duration) for cut in train]
         seconds = options.batch_seconds
         self._pass = BySeconds(read, seconds) if seconds else ByCount(len(train), options.batch_size)
-        self._augmenter = Augmenter(
-            options.augment, sampling_rate=speech.sampling_rate, window=speech.window, seed=options.seed
-        )
+        self._augmenter = augmenter
         pinned = pick_device(options.device).type == "cuda"
         self._loading = Loading(options.workers, options.prefetch, pin_memory=pinned)
         self.updates = len(self._round(0)) // options.accumulation * options.epochs
