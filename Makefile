@@ -64,4 +64,5 @@ bench: setup
 	$(RUN) benchmarks/token_stride.py --json $(RESULTS)/token_stride.json
 	$(RUN) benchmarks/decoding.py --json $(RESULTS)/decoding.json
 	$(RUN) benchmarks/model_setup.py --json $(RESULTS)/model_setup.json
+	$(RUN) benchmarks/loading.py --json $(RESULTS)/loading.json --plot docs/loading.png
 	$(BIN)/python benchmarks/performance_page.py

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssvd.data import read_corpus
-from ssvd.data.batches import RoundBatches
+from ssvd.data.batches import ByCount, RoundBatches
 from ssvd.data.synthetic import write_corpus
 from ssvd.demo import EMBEDDED
 from ssvd.methods import apply_method
@@ -61,7 +61,7 @@ def held_out_loss(
         optimizer, lambda update: min((update + 1) / warmup, (updates - update) / (updates - warmup))
     )
     speech.module.train()
-    for rows in RoundBatches(len(train), 16, updates, seed=seed, number=0):
+    for rows in RoundBatches(ByCount(len(train), 16), updates, seed=seed, number=0):
         speech.loss(speech.collate([train[row] for row in rows])).backward()
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()

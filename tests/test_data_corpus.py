@@ -261,6 +261,18 @@ def test_commands_in_cuts_are_refused(tmp_path):
         read_corpus(tmp_path / "cuts.jsonl")
 
 
+def test_commands_in_impulse_responses_of_cuts_are_refused_and_never_run(tmp_path):
+    cut = lhotse_cut(tone(tmp_path / "a.wav"), (0.0, 0.5, "one"))
+    response = cut.recording.to_dict()
+    response["sources"][0] |= {"type": "command", "source": f"touch {tmp_path / 'ran'}; cat {tmp_path / 'a.wav'}"}
+    row = cut.to_dict()
+    row["recording"]["transforms"] = [{"name": "ReverbWithImpulseResponse", "kwargs": {"rir": response}}]
+    (tmp_path / "cuts.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"cuts\.jsonl:1: cut a brings an impulse response, which can be a command"):
+        read_corpus(tmp_path / "cuts.jsonl")
+    assert not (tmp_path / "ran").exists()
+
+
 # Recordings of people
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ssvd.adapt import Adaptation, adapt
 from ssvd.errors import UserError
+from ssvd.speech import Whisper
 
 # Stops its own process in the second batch of the second of three epochs, when the state of the first is written.
 STOPS_ITSELF = """
@@ -127,6 +128,30 @@ def test_run_stopped_while_it_replaces_the_best_adapter_continues(
             adapt(eventful, run)
     same(run, adapt(None, run, resume=True), uninterrupted)
     assert not list(run.glob("*.old"))
+
+
+def test_batches_by_seconds_and_augmented_audio_continue_whoever_reads_them(
+    monkeypatch, eventful, corpora, tmp_path, restored_signals
+):
+    # As for models that pad no further than to the longest of a batch.
+    monkeypatch.setattr(Whisper, "input_seconds", lambda self, duration: duration)
+    augment = ["speed=0.9:1.1", "vtlp=0.8:1.2", f"noise={corpora['adult'].parent}:5:20@0.5", "volume=-6:6"]
+    chosen = eventful.model_copy(update={"batch_seconds": 9.0, "augment": augment})
+    whole = tmp_path / "whole"
+    uninterrupted = whole, adapt(chosen, whole)
+    run = tmp_path / "run"
+    with monkeypatch.context() as context:
+        step = Adaptation.training_step
+        context.setattr(
+            Adaptation,
+            "training_step",
+            lambda self, batch, index: (
+                interrupt() if (self.current_epoch, index) == (1, 1) else step(self, batch, index)
+            ),
+        )
+        with pytest.raises(UserError, match="Interrupted"):
+            adapt(chosen, run)
+    same(run, adapt(chosen.model_copy(update={"workers": 2}), run, resume=True), uninterrupted)
 
 
 def test_complete_run_is_left_as_it_is(uninterrupted):

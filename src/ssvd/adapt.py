@@ -30,7 +30,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .data import Skipped, field_value, read_corpus, select, split_by_speaker, write_cuts
-from .data.batches import Cuts, RoundBatches
+from .data.augmentation import Augmentation, Augmenter
+from .data.batches import ByCount, BySeconds, RoundBatches, by_length, consecutive
+from .data.loading import Loading
 from .data.text_style import text_style, write_in
 from .errors import StoppedError, UserError
 from .hardware import forget_peak_memory, hardware, peak_memory, pick_device
@@ -40,6 +42,8 @@ from .scoring import normaliser, score, usual_normaliser
 from .speech import SpecAugment, SpeechModel, load_model
 from .tuners import SSVDModel
 
+# Options that change how fast a run is and nothing of what it computes.
+READING = {"workers", "prefetch"}
 # 4 ||K||^2 of the approximate form: at 0.1 the rotated directions are stretched by up to 5 %.
 ORTHOGONALITY_LIMIT = 0.1
 
@@ -65,6 +69,7 @@ class AdaptOptions(BaseModel):
     epochs: int = Field(10, ge=1)
     updates_per_epoch: int | None = Field(None, ge=1)
     batch_size: int = Field(16, ge=1)
+    batch_seconds: float | None = Field(None, gt=0)
     accumulation: int = Field(1, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     warmup: float = Field(0.1, ge=0, le=1)
@@ -72,12 +77,14 @@ class AdaptOptions(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(5.0, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    augment: list[str] = []
     spec_augment: bool = False
     patience: int = Field(4, ge=1)
     dev_limit: int = Field(500, ge=1)
     beams: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
+    prefetch: int = Field(2, ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
     @classmethod
@@ -99,6 +106,11 @@ class AdaptOptions(BaseModel):
     @classmethod
     def _absolute(cls, paths: list[str]) -> list[str]:
         return [str(Path(path).resolve()) for path in paths]  # a run may be resumed from elsewhere
+
+    @field_validator("augment")
+    @classmethod
+    def _readable(cls, augmentations: list[str]) -> list[str]:
+        return [str(Augmentation.parse(text)) for text in augmentations]
 
     @field_validator("model")
     @classmethod
@@ -136,6 +148,7 @@ def adapt(
     method = find_method(options.method)
     if method.name == "frozen":
         raise UserError("The method frozen trains nothing: score the untouched model with `ssvd evaluate`.")
+    augmenter = Augmenter(options.augment, sampling_rate=speech.sampling_rate, window=speech.window, seed=options.seed)
     train, dev, skipped = _stored_data(run) if last.is_file() else _read_data(options, speech, console)
     layers = speech.adaptable_layers()
     base = sample_weights(speech.module, layers)
@@ -145,7 +158,7 @@ def adapt(
     )
     speech.spec_augment = SpecAugment() if options.spec_augment else None
     rate = options.learning_rate or method.learning_rate
-    training = Adaptation(speech, options, train, dev, run, console, rate)
+    training = Adaptation(speech, options, train, dev, augmenter, run, console, rate)
     trainer = _trainer(options, run, _ProgressBar(console))
     try:
         if not last.is_file():
@@ -169,6 +182,11 @@ def adapt(
     except UserError as error:  # one from a worker process has its traceback in front
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("ssvd.errors.UserError: ")) from error
     except (OSError, RuntimeError, SafetensorError) as error:
+        if str(error).startswith("DataLoader worker"):
+            raise StoppedError(
+                "A process that reads audio was killed, most often for lack of memory",
+                f"continue with fewer --workers: ssvd adapt --resume --workers 0 --out {run}",
+            ) from error
         if not _is_disk_error(error):
             raise
         raise StoppedError(
@@ -189,6 +207,7 @@ class Adaptation(lightning.LightningModule):
         options: AdaptOptions,
         train: list[Any],
         dev: list[Any],
+        augmenter: Augmenter,
         run: Path,
         console: Console,
         learning_rate: float,
@@ -204,30 +223,31 @@ class Adaptation(lightning.LightningModule):
         self.seconds = 0.0  # of training, decoding left out
         self._losses: list[torch.Tensor] = []
         self._hypotheses: list[tuple[str, str]] = []
+        read = [speech.input_seconds(cut.duration) for cut in train]
+        seconds = options.batch_seconds
+        self._pass = BySeconds(read, seconds) if seconds else ByCount(len(train), options.batch_size)
+        self._augmenter = augmenter
+        pinned = pick_device(options.device).type == "cuda"
+        self._loading = Loading(options.workers, options.prefetch, pin_memory=pinned)
         self.updates = len(self._round(0)) // options.accumulation * options.epochs
 
     # -- data and schedule
 
     def _round(self, number: int) -> RoundBatches:
         options = self.options
-        passes = len(self.train_cuts) // min(options.batch_size, len(self.train_cuts))
-        updates = options.updates_per_epoch or math.ceil(passes / options.accumulation)
-        batches = updates * options.accumulation
-        return RoundBatches(len(self.train_cuts), options.batch_size, batches, options.seed, number)
+        updates = options.updates_per_epoch or math.ceil(len(self._pass) / options.accumulation)
+        return RoundBatches(self._pass, updates * options.accumulation, options.seed, number)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        batches = self._round(self.current_epoch)
-        return DataLoader(
-            Cuts(self.train_cuts),
-            batch_sampler=batches,
-            collate_fn=self.speech.collate,
-            num_workers=self.options.workers,
-        )
+        epoch = self.current_epoch
+        change = partial(self._augmenter, epoch=epoch)
+        return self._loading.batches(self.train_cuts, self._round(epoch), self.speech.collate, change)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        collate = partial(self.speech.collate, text=False)
-        size, workers = 2 * self.options.batch_size, self.options.workers
-        return DataLoader(Cuts(self.dev_cuts), batch_size=size, collate_fn=collate, num_workers=workers)
+        size, seconds = self.options.batch_size, self.options.batch_seconds
+        read = [self.speech.input_seconds(cut.duration) for cut in self.dev_cuts]
+        batches = consecutive(read, 2 * size, 2 * seconds if seconds else None)  # decoding keeps no activations
+        return self._loading.batches(self.dev_cuts, batches, partial(self.speech.collate, text=False))
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.network.parameters() if p.requires_grad]
@@ -487,12 +507,14 @@ def _checked_options(options: AdaptOptions | None, run: Path, resume: bool) -> A
         return options
     stored = AdaptOptions.checked(read_config(run), f"{run}/config.yaml: ")
     if options is not None:
-        names = [name for name in AdaptOptions.model_fields if getattr(options, name) != getattr(stored, name)]
+        fixed = AdaptOptions.model_fields.keys() - READING
+        names = [name for name in fixed if getattr(options, name) != getattr(stored, name)]
         if names:
             changed = ", ".join(f"{name} was {getattr(stored, name)!r}" for name in names)
             raise UserError(
                 f"{run} was begun with other options ({changed}): resume it with those, or start a new run."
             )
+        return options
     return stored
 
 
@@ -531,7 +553,7 @@ def _read_data(
     if len(cuts) > options.dev_limit:
         cuts = random.Random(options.seed).sample(sorted(cuts, key=lambda cut: cut.id), options.dev_limit)
         console.print(f"{options.dev_limit} of {len(dev)} dev utterances are decoded after each epoch (--dev-limit).")
-    return kept, cuts, skipped
+    return kept, by_length(cuts), skipped
 
 
 def _stored_data(run: Path) -> tuple[list[Any], list[Any], list[Skipped]]:

@@ -55,6 +55,7 @@ def run_demo(out: Path, seed: int, console: Console) -> dict[str, Any]:
             method=method,
             epochs=EPOCHS,
             seed=seed,
+            workers=1,
             device="cpu",
         )
         results[method] = adapt(options, run, resume=(run / "config.yaml").is_file(), console=console)

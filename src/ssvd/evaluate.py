@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from lhotse import CutSet
 
 from .data import Skipped, common_language, field_names, field_value, read_corpus, select, short_names
+from .data.batches import by_length
 from .errors import UserError
 from .hardware import pick_device
 from .runs import check_run, load_adapted, read_config, write_json
@@ -171,11 +172,6 @@ def check_fields(cuts: CutSet, by: Sequence[str], name: str | Path) -> None:
             known = ", ".join(field_names(cuts))
             raise UserError(f"No utterance of {name} has the field {field_name!r}; the fields are: {known}.")
         score_by(_records(cuts, [""] * len(cuts), by), field, resamples=2)
-
-
-def by_length(cuts: Iterable[Any]) -> list[Any]:
-    """The longest first: a batch ends with its longest text."""
-    return sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
 
 
 def decode(speech: SpeechModel, cuts: Sequence[Any], *, beams: int = 1, batch_size: int = 16) -> Iterator[str]:

@@ -15,9 +15,10 @@ from rich.console import Console
 
 from ..adapt import AdaptOptions, adapt
 from ..data import Skipped, field_value, read_corpus, select, write_cuts
+from ..data.batches import by_length
 from ..data.synthetic import write_corpus
 from ..errors import StoppedError, UserError
-from ..evaluate import by_length, check_fields, decode
+from ..evaluate import check_fields, decode
 from ..hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ..methods import Budget, find_method, linear_shapes, parameters
 from ..runs import load_adapted, write_json

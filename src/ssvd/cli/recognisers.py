@@ -73,6 +73,9 @@ def adapt(
     epochs: Annotated[int, typer.Option(help="At most.")] = 10,
     updates_per_epoch: Annotated[int | None, typer.Option(help="Default: one pass through the data.")] = None,
     batch_size: BatchSize = 16,
+    batch_seconds: Annotated[
+        float | None, typer.Option(help="Seconds of input a batch, padding included, instead of --batch-size.")
+    ] = None,
     accumulation: Annotated[int, typer.Option(help="Batches an update.")] = 1,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; default by the method.")] = None,
     warmup: Annotated[float, typer.Option(help="Share of all updates.")] = 0.1,
@@ -80,12 +83,20 @@ def adapt(
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 5.0,
     label_smoothing: Annotated[float, typer.Option(help="Share of probability spread over all tokens.")] = 0.0,
+    augment: Annotated[
+        list[str],
+        typer.Option(
+            help="Change training audio: speed=0.9:1.1, vtlp=0.8:1.2, volume=-6:6 (dB), noise=FOLDER:5:20 (dB), "
+            "reverb=FOLDER; with @0.5 behind, half of it. May be repeated."
+        ),
+    ] = [],
     spec_augment: Annotated[bool, typer.Option(help="Mask bands and stretches of the features in training.")] = False,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better dev WER.")] = 4,
     dev_limit: Annotated[int, typer.Option(help="Dev utterances decoded after each epoch, at most.")] = 500,
     beams: Beams = 1,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that read audio; 0 reads in this one.")] = 0,
+    prefetch: Annotated[int, typer.Option(help="Batches that each of them reads ahead.")] = 2,
     device: Device = "auto",
 ) -> None:
     """Fine-tune a recogniser on a corpus; the best adapter by dev WER stands in OUT/adapter."""

@@ -89,6 +89,8 @@ def decode(cut: Any) -> np.ndarray:
     path = cut.recording.sources[0].source
     try:
         samples = cut.load_audio()
+    except UserError as error:  # of audio that is mixed in; lhotse adds lines to it
+        raise UserError(str(error).partition("\n")[0]) from error
     except Exception as error:  # decoders and lhotse raise many kinds
         reason = _reason(error, path)
         raise UserError(f"Utterance {cut.id}: the audio of {path} cannot be decoded ({reason}).") from error

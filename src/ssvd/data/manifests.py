@@ -9,6 +9,7 @@ from typing import Any
 
 from lhotse import CutSet, MonoCut, MultiCut
 from lhotse.audio import AudioSource
+from lhotse.augmentation import ReverbWithImpulseResponse
 from lhotse.serialization import deserialize_item, save_to_jsonl
 
 from ..files import whole_file
@@ -58,6 +59,10 @@ def _cuts(folder: Path, row: dict[str, Any]) -> list[Any]:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"ids and texts of cut {cut.id} must be text")
     sources = [_found(source, folder, cut.id) for source in cut.recording.sources]
+    if any(isinstance(transform, ReverbWithImpulseResponse) for transform in cut.recording.transforms or []):
+        raise ValueError(
+            f"cut {cut.id} brings an impulse response, which can be a command; use --augment reverb=FOLDER"
+        )
     if cut.duration <= 0 or cut.start < 0 or cut.end > cut.recording.duration + ROUNDING:
         recording = f"0 to {cut.recording.duration:g} s"
         raise ValueError(

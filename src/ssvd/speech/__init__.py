@@ -45,6 +45,9 @@ class SpeechModel(Protocol):
     def check(self, cut: Any) -> str | None:
         """Why the utterance cannot be trained on, or None; it reads no audio."""
 
+    def input_seconds(self, duration: float) -> float:
+        """Seconds that the network reads for an utterance of `duration` alone in its batch: with its padding."""
+
     def collate(self, cuts: Iterable[Any], *, text: bool = True) -> Any:
         """Utterances as one batch: with `text` to train on or decode, without it only to decode."""
 

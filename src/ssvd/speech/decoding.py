@@ -1,5 +1,6 @@
 """What decoding needs in every family of models."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,11 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         module.train(training)
+
+
+def whole_windows(duration: float, window: float) -> float:
+    """Seconds that a model reads which pads to its window; a recording cut at pauses may need a window or so more."""
+    return max(1, math.ceil(duration / window - 1e-6)) * window
 
 
 def split_at_pauses(samples: np.ndarray, limit: int, sampling_rate: int, *, slack: int = 0) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from ..data import field_value, load_audio
 from ..errors import UserError
-from .decoding import evaluation_mode, split_at_pauses
+from .decoding import evaluation_mode, split_at_pauses, whole_windows
 from .espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
 from .spec_augment import SpecAugment
 
@@ -173,6 +173,10 @@ class Owsm:
         except UserError as error:
             return str(error)
         return None
+
+    def input_seconds(self, duration: float) -> float:
+        """Seconds that the network reads for an utterance: whole windows, whatever it shares its batch with."""
+        return whole_windows(duration, self.window)
 
     def collate(self, cuts: Iterable[Any], *, text: bool = True) -> EspnetBatch:
         """Read utterances as one batch: with `text` to train on or decode, without it only to decode.

@@ -27,7 +27,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 
 from ..data import load_audio
 from ..errors import UserError
-from .decoding import evaluation_mode, split_at_pauses
+from .decoding import evaluation_mode, split_at_pauses, whole_windows
 from .spec_augment import SpecAugment
 
 IGNORED = -100  # label of positions that do not count in the loss
@@ -219,6 +219,10 @@ class Whisper:
         except UserError as error:
             return str(error)
         return None
+
+    def input_seconds(self, duration: float) -> float:
+        """Seconds that the network reads for an utterance: whole windows, whatever it shares its batch with."""
+        return whole_windows(duration, self.window)
 
     def _target(self, cut: Any) -> list[int]:
         """Prompt, text and end of an utterance as tokens."""
