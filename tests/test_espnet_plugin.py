@@ -11,6 +11,7 @@ import yaml
 
 from ssvd.adapt import AdaptOptions, adapt
 from ssvd.data import load_audio, read_corpus
+from ssvd.data.batches import ByCount
 from ssvd.errors import UserError
 from ssvd.methods import METHODS
 from ssvd.speech import load_model
@@ -109,17 +110,17 @@ def _built(config, weights=None):
     return S2TTask.build_model_from_file(config, weights)[0]
 
 
-def test_espnet_trains_the_adapter_that_we_train(recipe, train, undropped, corpora, tmp_path):
-    rate = 5e-4  # where a gradient is noise, Adam makes a step of this size in either direction
-    optimiser = {"lr": rate, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.0}
-    exp = train(recipe("ssvd", {"portion": 0.4}, optim_conf=optimiser))
+def test_espnet_trains_the_adapter_that_we_train(recipe, train, undropped, corpora, tmp_path, monkeypatch):
+    # In the same order: where a gradient is noise, Adam makes a whole step of rounding errors.
+    monkeypatch.setattr(ByCount, "shuffled", lambda self, generator: [torch.arange(4)])
+    exp = train(recipe("ssvd", {"portion": 0.4}))
     theirs = torch.load(exp / "3epoch.pth", weights_only=True)
     four = tmp_path / "four.csv"
     lines = corpora["child"].read_text().splitlines()
     folder = corpora["child"].parent
     four.write_text("\n".join([lines[0], *(f"{folder}/{line}" for line in lines[1:5])]) + "\n")
     options = {"model": str(undropped), "train": [str(four)], "dev": [str(four)], "epochs": 3, "batch_size": 4}
-    schedule = {"learning_rate": rate, "warmup": 0.0, "decay": "none", "text_style": "keep", "device": "cpu"}
+    schedule = {"learning_rate": 0.01, "warmup": 0.0, "decay": "none", "text_style": "keep", "device": "cpu"}
     adapt(AdaptOptions(**options, **schedule), tmp_path / "run")
     state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     ours = {name.removeprefix("base_model.model."): value for name, value in state.items()}
@@ -128,8 +129,7 @@ def test_espnet_trains_the_adapter_that_we_train(recipe, train, undropped, corpo
     for name, value in trained.items():
         assert (value - ours[name]).abs().max() < 1e-4, name
         if "fingerprint" not in name:
-            assert (value - ours[name]).norm() < 0.02 * value.norm(), name
-            assert value.abs().max() > 2 * rate, name
+            assert value.abs().max() > 0.01, name
 
 
 def test_what_espnet_saved_decodes_with_espnet_on_the_right_base(recipe, train, undropped, corpora):

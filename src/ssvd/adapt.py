@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .data import Skipped, field_value, read_corpus, select, split_by_speaker, write_cuts
+from .data import Skipped, common_language, field_value, read_corpus, select, split_by_speaker, write_cuts
 from .data.augmentation import Augmentation, Augmenter
 from .data.batches import ByCount, BySeconds, RoundBatches, by_length, consecutive
 from .data.loading import Loading
@@ -76,7 +76,7 @@ class AdaptOptions(BaseModel):
     decay: Literal["linear", "cosine", "inverse-sqrt", "none"] = "linear"
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(5.0, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float | None = Field(None, ge=0, lt=1)
     augment: list[str] = []
     spec_augment: bool = False
     patience: int = Field(4, ge=1)
@@ -216,7 +216,8 @@ class Adaptation(lightning.LightningModule):
         self.network: nn.Module = speech.module
         self.speech, self.options, self.run_folder, self.console = speech, options, run, console
         self.train_cuts, self.dev_cuts, self.learning_rate = train, dev, learning_rate
-        self.normaliser = options.normaliser or usual_normaliser(speech.language)
+        language = common_language(CutSet.from_cuts(dev)) or speech.language
+        self.normaliser = options.normaliser or usual_normaliser(language)
         normaliser(self.normaliser)  # refuses an unknown one before any work
         self.text_style = options.text_style
         self.series: list[dict[str, Any]] = []

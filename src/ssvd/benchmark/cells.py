@@ -14,7 +14,7 @@ from lhotse import CutSet
 from rich.console import Console
 
 from ..adapt import AdaptOptions, adapt
-from ..data import Skipped, field_value, read_corpus, select, write_cuts
+from ..data import Skipped, common_language, field_value, read_corpus, select, write_cuts
 from ..data.batches import by_length
 from ..data.synthetic import write_corpus
 from ..errors import StoppedError, UserError
@@ -264,10 +264,13 @@ def _tested(grid: Grid, out: Path, task: Task, device: str, started: datetime) -
         trial = read_record(record_path(out, Trial, trained.id), Trial)
         speech, _ = load_adapted(checkpoint, run_folder(out, trained), window=window, language=language)
     speech.module.to(where)
-    normaliser = grid.training.get("normaliser") or usual_normaliser(speech.language)
-    scores, audio, parts = {}, {}, grid.corpora[group.corpus]
-    for part in (TEST, *parts.sources):
-        cuts = by_length(read_corpus(part_path(out, group.corpus, part)).cuts)
+    parts = grid.corpora[group.corpus]
+    corpora = {part: read_corpus(part_path(out, group.corpus, part)).cuts for part in (TEST, *parts.sources)}
+    spoken = common_language(corpora[TEST]) or speech.language
+    normaliser = grid.training.get("normaliser") or usual_normaliser(spoken)
+    scores, audio = {}, {}
+    for part, corpus in corpora.items():
+        cuts = by_length(corpus)
         texts = decode(speech, cuts, beams=grid.training.get("beams", 1), batch_size=DECODED_AT_ONCE)
         hypotheses = [_hypothesis(cut, text, parts.by) for cut, text in zip(cuts, texts, strict=True)]
         write_hypotheses(out, task.id, part, hypotheses)

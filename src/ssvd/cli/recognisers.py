@@ -82,7 +82,10 @@ def adapt(
     decay: Annotated[str, typer.Option(help="After warm-up: linear, cosine, inverse-sqrt or none.")] = "linear",
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 5.0,
-    label_smoothing: Annotated[float, typer.Option(help="Share of probability spread over all tokens.")] = 0.0,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(help="Share of probability spread over all tokens; default: none, or what OWSM's config says."),
+    ] = None,
     augment: Annotated[
         list[str],
         typer.Option(

@@ -155,7 +155,8 @@ class Checkpoint:
         (folder / config_file).parent.mkdir(parents=True, exist_ok=True)
         for place, source in places.items():
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / place)
+            if (folder / place).resolve() != source.resolve():  # a checkpoint may be saved where it came from
+                shutil.copyfile(source, folder / place)
         with (folder / config_file).open("w", encoding="utf-8") as file:
             yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
         torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, folder / weights_file)
