@@ -43,7 +43,7 @@ def recipe(undropped, corpora, tmp_path):
     data.mkdir()
     columns = {
         "wav.scp": [cut.recording.sources[0].source for cut in cuts],
-        "text": [f"<eng><asr><notimestamps> {cut.supervisions[0].text}" for cut in cuts],
+        "text": [f"<eng><asr><0.00> {cut.supervisions[0].text}<2.00>" for cut in cuts],
         "text.prev": ["<na>" for _ in cuts],
         "text.ctc": [cut.supervisions[0].text for cut in cuts],
     }
