@@ -249,7 +249,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
     if missing or extra:
         what = f"lacks {min(missing)}" if missing else f"holds {min(extra)}, which the network of its config lacks"
         raise UserError(
-            f"{file} {what} ({len(missing)} tensors are missing, {len(extra)} are too many): weights and config.yaml "
+            f"{file} {what} (missing: {len(missing)}, too many: {len(extra)}): weights and config.yaml "
             "must be of one model, without adapters."
         )
     try:
