@@ -72,8 +72,9 @@ def main(
             for threads_, name, augmented, workers_ in kinds:
                 torch.set_num_threads(threads_)
                 change = partial(changes["all"], epoch=number) if augmented else None
-                batches = RoundBatches(ByCount(len(chosen), BATCH), steps, 0, number)
-                loader = Loading(workers_).batches(audio[name], batches, speech.collate, change)
+                numbers = RoundBatches(ByCount(len(chosen), BATCH), steps, 0, number)
+                batches = [[audio[name][cut] for cut in batch] for batch in numbers]
+                loader = Loading(workers_).batches(batches, speech.collate, change)
                 timings[threads_, name, augmented, workers_].append(run(speech, loader))
     rows = [row(kind, timings) for kind in kinds]
     seconds = statistics.mean(cut.duration for cut in chosen)

@@ -30,7 +30,8 @@ def batches(corpora, embedded):
     )
 
     def read(epoch=0, numbers=([0, 1, 2], [3, 4], [5, 6, 7]), **loading):
-        return list(Loading(**loading).batches(cuts, numbers, speech.collate, partial(change, epoch=epoch)))
+        chosen = [[cuts[number] for number in batch] for batch in numbers]
+        return list(Loading(**loading).batches(chosen, speech.collate, partial(change, epoch=epoch)))
 
     return read
 

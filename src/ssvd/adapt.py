@@ -31,8 +31,9 @@ from torch.utils.data import DataLoader
 
 from .data import Skipped, common_language, field_value, read_corpus, select, split_by_speaker, write_cuts
 from .data.augmentation import Augmentation, Augmenter
-from .data.batches import ByCount, BySeconds, RoundBatches, by_length, consecutive
+from .data.batches import ByCount, BySeconds, InGroups, Pass, RoundBatches, by_length, consecutive
 from .data.loading import Loading
+from .data.sequential import ShardedBatches, shard_groups
 from .data.text_style import text_style, write_in
 from .errors import StoppedError, UserError
 from .hardware import forget_peak_memory, hardware, peak_memory, pick_device
@@ -224,15 +225,19 @@ class Adaptation(lightning.LightningModule):
         self.seconds = 0.0  # of training, decoding left out
         self._losses: list[torch.Tensor] = []
         self._hypotheses: list[tuple[str, str]] = []
-        read = [speech.input_seconds(cut.duration) for cut in train]
-        seconds = options.batch_seconds
-        self._pass = BySeconds(read, seconds) if seconds else ByCount(len(train), options.batch_size)
+        self._groups = shard_groups(train)
+        self._pass = InGroups([self._pass_through([train[n] for n in group]) for group in self._groups], self._groups)
         self._augmenter = augmenter
         pinned = pick_device(options.device).type == "cuda"
         self._loading = Loading(options.workers, options.prefetch, pin_memory=pinned)
         self.updates = len(self._round(0)) // options.accumulation * options.epochs
 
     # -- data and schedule
+
+    def _pass_through(self, cuts: list[Any]) -> Pass:
+        if self.options.batch_seconds is None:
+            return ByCount(len(cuts), self.options.batch_size)
+        return BySeconds([self.speech.input_seconds(cut.duration) for cut in cuts], self.options.batch_seconds)
 
     def _round(self, number: int) -> RoundBatches:
         options = self.options
@@ -242,13 +247,15 @@ class Adaptation(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader[Any]:
         epoch = self.current_epoch
         change = partial(self._augmenter, epoch=epoch)
-        return self._loading.batches(self.train_cuts, self._round(epoch), self.speech.collate, change)
+        batches = ShardedBatches(self.train_cuts, self._groups, self._round(epoch))
+        return self._loading.batches(batches, self.speech.collate, change)
 
     def val_dataloader(self) -> DataLoader[Any]:
         size, seconds = self.options.batch_size, self.options.batch_seconds
         read = [self.speech.input_seconds(cut.duration) for cut in self.dev_cuts]
-        batches = consecutive(read, 2 * size, 2 * seconds if seconds else None)  # decoding keeps no activations
-        return self._loading.batches(self.dev_cuts, batches, partial(self.speech.collate, text=False))
+        numbers = consecutive(read, 2 * size, 2 * seconds if seconds else None)  # decoding keeps no activations
+        batches = [[self.dev_cuts[number] for number in batch] for batch in numbers]
+        return self._loading.batches(batches, partial(self.speech.collate, text=False))
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.network.parameters() if p.requires_grad]

@@ -342,8 +342,9 @@ def _audio(cuts: list[Any], out: Path) -> dict[str, str]:
     """The file of each utterance that is a recording of its own."""
     files = {}
     for cut in cuts:
-        if cut.start == 0 and abs(cut.duration - cut.recording.duration) < 0.01:
-            path = Path(cut.recording.sources[0].source)
+        source = cut.recording.sources[0]
+        if source.type == "file" and cut.start == 0 and abs(cut.duration - cut.recording.duration) < 0.01:
+            path = Path(source.source)
             files[cut.id] = str(path.relative_to(out.resolve()) if path.is_relative_to(out.resolve()) else path)
     return files
 

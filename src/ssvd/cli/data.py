@@ -1,4 +1,4 @@
-"""Looking at corpora and cutting them up: check, stats, split, select, sample."""
+"""Looking at corpora and cutting them up: check, stats, split, select, sample, shards."""
 
 import json
 import os
@@ -191,6 +191,36 @@ def sample(
 
     _check_file(out)
     write_parts({out: draw(_read(corpus, skip_bad).cuts, utterances=utterances, hours=hours, by=by, seed=seed)})
+
+
+@data.command()
+def shards(
+    corpus: Corpus,
+    out: Annotated[Path, typer.Argument(help="Folder to make; `ssvd` reads it as a corpus, and so does Lhotse.")],
+    size: Annotated[int, typer.Option(min=1, help="Utterances a shard.")] = 500,
+    where: Where = [],
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Threads; default: as many as cores.")] = os.cpu_count() or 1,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Write the audio of a corpus into a few large files (Lhotse Shar), for storage that is slow with many small ones.
+
+    Training reads each from its start to its end. A call that was stopped goes on when given again.
+    """
+    from ..data import select as choose
+    from ..data.shar_writing import write_shar
+
+    cuts = choose(_read(corpus, skip_bad).cuts, where)
+    columns = TextColumn("Writing shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(done: int, of: int) -> None:
+            progress.update(task, completed=done, total=of)
+
+        written = write_shar(cuts, out, size=size, seed=seed, workers=workers, on_progress=tell)
+    megabytes = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+    console.print(f"{out}: {len(cuts):,} utterances in {written} shards, {megabytes:,.1f} MB.", highlight=False)
 
 
 def _check_file(out: Path) -> None:

@@ -10,6 +10,7 @@ from lhotse import Recording
 from lhotse.audio.backend import set_current_audio_backend
 
 from ..errors import UserError
+from .shards import with_audio
 
 # Lhotse's own choice hands the names of some files to a shell (sph2pipe) and tries slow decoders on broken ones.
 set_current_audio_backend("LibsndfileBackend")
@@ -88,7 +89,7 @@ def decode(cut: Any) -> np.ndarray:
     """The samples of a cut as they are: float32 array of shape (channels, samples); raises as `load_audio`."""
     path = cut.recording.sources[0].source
     try:
-        samples = cut.load_audio()
+        samples = with_audio(cut).load_audio()
     except UserError as error:  # of audio that is mixed in; lhotse adds lines to it
         raise UserError(str(error).partition("\n")[0]) from error
     except Exception as error:  # decoders and lhotse raise many kinds

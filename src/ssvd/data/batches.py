@@ -71,6 +71,27 @@ class BySeconds:
         return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
 
+class InGroups:
+    """A pass through one group of utterances after another, the groups in an order drawn anew.
+
+    Args:
+        passes: Of each group.
+        groups: The numbers of its utterances, for those that its pass counts from 0.
+    """
+
+    def __init__(self, passes: Sequence[Pass], groups: Sequence[Sequence[int]]) -> None:
+        self._passes = passes
+        self._groups = [torch.tensor(group) for group in groups]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._passes))
+
+    def shuffled(self, generator: torch.Generator) -> Sequence[Tensor]:
+        shuffled = [a_pass.shuffled(generator) for a_pass in self._passes]
+        order = torch.randperm(len(shuffled), generator=generator)
+        return [self._groups[number][batch] for number in order for batch in shuffled[number]]
+
+
 class RoundBatches(Sampler[list[int]]):
     """Batches of one *round* of training out of an endless stream of shuffled passes through the data.
 

@@ -10,7 +10,7 @@ from ..errors import UserError
 from .hugging_face import HuggingFaceRows
 from .kaldi import read_kaldi
 from .lhotse_recipes import read_recipe
-from .manifests import is_manifest, read_manifest
+from .manifests import SharRows, is_manifest, is_shar, read_manifest
 from .sources import Source
 from .tables import JsonLines, read_csv, read_jsonl
 from .utterances import Corpus, Skipped, collect, cuts_of
@@ -45,6 +45,7 @@ def read_corpus(path: Path | str, *, skip_bad: bool = False) -> Corpus:
       field of the supervision, under its name in lower case; numbers become numbers.
     - A Kaldi or ESPnet folder has `text` and `wav.scp`; see `kaldi.read_kaldi`.
     - Lhotse cuts are a JSONL file, gzipped or not, or a folder with one such file; see `manifests.read_manifest`.
+    - Lhotse Shar is a folder with cuts.*.jsonl.gz and recording.*.tar.
     - `hf:NAME?split=train`: see `hugging_face.HuggingFaceRows`.
     - `lhotse:RECIPE:/folder`: see `lhotse_recipes.read_recipe`.
 
@@ -85,6 +86,8 @@ def open_corpus(path: Path | str) -> OpenCorpus:
     if path.is_dir():
         if (path / "text").is_file() and (path / "wav.scp").is_file():
             return OpenCorpus(name, read_kaldi(path), cuts_of)
+        if is_shar(path):
+            return OpenCorpus(name, SharRows(path), partial(read_manifest, path))
         path = _only_manifest(path)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         rows_of_file = JsonLines(path)

@@ -1,6 +1,6 @@
 """Batches read and prepared while the device works on those before."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,25 +25,23 @@ class Loading:
 
     def batches(
         self,
-        cuts: Sequence[Any],
-        numbers: Iterable[list[int]],
+        batches: Iterable[list[Any]],
         collate: Callable[[list[Any]], Any],
         change: Callable[[Any], Any] | None = None,
     ) -> DataLoader[Any]:
-        """The batches of an epoch.
+        """The batches of an epoch, collated.
 
         Workers are begun anew for each epoch: forked, that takes 15 ms each, and no state lives on from which what
         they read could depend on what they read before.
 
         Args:
-            cuts: All utterances.
-            numbers: For each batch those of its utterances.
+            batches: The cuts of each; iterated in this process.
             collate: Makes a batch of the utterances; in a worker, which must not touch a GPU.
             change: What becomes of an utterance before.
         """
         return DataLoader(
-            _Utterances(cuts, change),
-            batch_sampler=numbers,
+            _Changed(change),
+            batch_sampler=batches,
             collate_fn=partial(_on_one_thread, collate),
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
@@ -61,13 +59,11 @@ def _on_one_thread(collate: Callable[[list[Any]], Any], cuts: list[Any]) -> Any:
         torch.set_num_threads(threads)
 
 
-class _Utterances(Dataset[Any]):
-    def __init__(self, cuts: Sequence[Any], change: Callable[[Any], Any] | None) -> None:
-        self._cuts, self._change = cuts, change
+class _Changed(Dataset[Any]):
+    """Its items are what it is asked for, changed: cuts are small, and no worker needs to know all."""
 
-    def __len__(self) -> int:
-        return len(self._cuts)
+    def __init__(self, change: Callable[[Any], Any] | None) -> None:
+        self._change = change
 
-    def __getitem__(self, number: int) -> Any:
-        cut = self._cuts[number]
+    def __getitem__(self, cut: Any) -> Any:
         return cut if self._change is None else self._change(cut)

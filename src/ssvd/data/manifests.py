@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from lhotse.audio import AudioSource
 from lhotse.augmentation import ReverbWithImpulseResponse
 from lhotse.serialization import deserialize_item, save_to_jsonl
 
+from ..errors import UserError
 from ..files import whole_file
 from .audio import is_file
+from .shards import shard_of, shard_source
 from .tables import JsonLines, json_object
 from .utterances import ROUNDING, Skipped
 
@@ -73,6 +76,11 @@ def _cuts(folder: Path, row: dict[str, Any]) -> list[Any]:
 
 
 def _found(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:
+    tar = shard_of(source)
+    if tar is not None:
+        if not is_file(tar):
+            raise ValueError(f"there is no shard {tar}")
+        return source
     if source.type != "file":  # Lhotse would run a "command" in a shell
         raise ValueError(f"the audio of cut {cut_id} is a {source.type}; only files are read")
     path = Path(source.source)
@@ -80,6 +88,39 @@ def _found(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:
         if is_file(candidate):
             return replace(source, source=str(candidate))
     raise ValueError(f"there is no audio file {source.source}")
+
+
+class SharRows:
+    """(file:line, JSON of a cut) of each cut of Lhotse Shar, which says where in a shard its audio lies.
+
+    Raises:
+        UserError: A shard is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: list[tuple[JsonLines, Path]] = []
+        for cuts in sorted(folder.glob("cuts.*.jsonl*")):
+            tar = folder.absolute() / f"recording.{cuts.name.split('.')[1]}.tar"
+            if not tar.is_file():
+                raise UserError(f"{tar} is missing, the audio of {cuts}.")
+            self._files.append((JsonLines(cuts), tar))
+
+    def __len__(self) -> int:
+        return sum(len(lines) for lines, _ in self._files)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for lines, tar in self._files:
+            for where, line in lines:
+                row = json_object(line)
+                if isinstance(row, dict) and isinstance(recording := row.get("recording"), dict):
+                    place = {"type": "shar", "source": shard_source(tar, row.get("id", ""))}
+                    recording["sources"] = [{**place, "channels": recording.get("channel_ids", [0])}]
+                    line = json.dumps(row)
+                yield where, line
+
+
+def is_shar(folder: Path) -> bool:
+    return any(folder.glob("cuts.*.jsonl*")) and any(folder.glob("recording.*.tar"))
 
 
 def write_cuts(cuts: CutSet, path: Path | str) -> None:
@@ -97,5 +138,8 @@ def write_cuts(cuts: CutSet, path: Path | str) -> None:
 
 
 def _with_absolute_paths(cut: Any) -> Any:
-    sources = [replace(source, source=str(Path(source.source).absolute())) for source in cut.recording.sources]
+    sources = [
+        replace(source, source=str(Path(source.source).absolute())) if source.type == "file" else source
+        for source in cut.recording.sources
+    ]
     return replace(cut, recording=replace(cut.recording, sources=sources))
