@@ -127,12 +127,17 @@ def test_folder_of_audio_files_is_used_in_place(audio_folder, tmp_path):
     assert "audio = audio, text = transcription, speaker = speaker_id" in note and "split train" in note
 
 
-def test_commands_take_sources(ssvd, audio_folder, tmp_path):
+def test_commands_take_sources(ssvd, audio_folder, embedded, tmp_path):
     source = f"hf:{audio_folder}?split=train"
     code, _, err = ssvd("prepare", source, tmp_path / "out", "--split", "34/33/33")
     assert code == 0, err
     parts = [read_corpus(tmp_path / "out" / f"{part}.jsonl.gz") for part in ("train", "dev", "test")]
     assert sorted(row for part in parts for row in values(part, "speaker")) == [("s0",), ("s1",), ("s2",)]
+    train = ("--train", source, "--dev", source, "--augment", f"noise={source}:5:20", "--device", "cpu")
+    code, _, err = ssvd("adapt", embedded, *train, "--epochs", 1, "--out", tmp_path / "run")
+    assert code == 0 and "text = transcription" in err, err
+    code, _, err = ssvd("evaluate", embedded, source, "--device", "cpu")
+    assert code == 0 and "text = transcription" in err, err
     code, out, err = ssvd("data", "check", source, "--workers", 1)
     assert code == 0 and "text = transcription" in err and re.search(r"split=train +3 ", out)
 

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import nn
@@ -34,6 +35,7 @@ from .data.augmentation import Augmentation, Augmenter
 from .data.batches import ByCount, BySeconds, InGroups, Pass, RoundBatches, by_length, consecutive
 from .data.loading import Loading
 from .data.sequential import ShardedBatches, shard_groups
+from .data.sources import Source
 from .data.text_style import text_style, write_in
 from .errors import StoppedError, UserError
 from .hardware import forget_peak_memory, hardware, peak_memory, pick_device
@@ -106,7 +108,8 @@ class AdaptOptions(BaseModel):
     @field_validator("train", "dev")
     @classmethod
     def _absolute(cls, paths: list[str]) -> list[str]:
-        return [str(Path(path).resolve()) for path in paths]  # a run may be resumed from elsewhere
+        # A run may be resumed from elsewhere.
+        return [path if Source.parse(path) else str(Path(path).resolve()) for path in paths]
 
     @field_validator("augment")
     @classmethod
@@ -535,6 +538,8 @@ def _read_data(
     def read(paths: list[str]) -> CutSet:
         corpora = [read_corpus(path, skip_bad=options.skip_bad) for path in paths]
         skipped.extend(item for corpus in corpora for item in corpus.skipped)
+        for note in (note for corpus in corpora for note in corpus.notes):
+            console.print(escape(note), highlight=False)
         return select(CutSet.from_cuts(cut for corpus in corpora for cut in corpus.cuts), options.where)
 
     train = read(options.train)

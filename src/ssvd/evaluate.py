@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def evaluate(
     device: str = "auto",
     out: Path | None = None,
     on_progress: Any = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> tuple[list[Evaluation], list[Skipped]]:
     """Decode each corpus with the base model and with each adapter on it.
 
@@ -87,6 +88,7 @@ def evaluate(
         normaliser: Default for each corpus: the usual one of the language that its utterances or the model state.
         out: Folder for `result.json` and `hypotheses/SYSTEM-CORPUS.jsonl`.
         on_progress: Called with (system, corpus, utterances done, of how many).
+        on_note: Called with what reading a corpus took for granted, a sentence.
 
     Returns:
         The evaluations, corpus by corpus, the base model first; and the utterances left out (with `skip_bad`).
@@ -102,6 +104,8 @@ def evaluate(
     for name, path in zip(names, corpora, strict=True):
         corpus = read_corpus(path, skip_bad=skip_bad)
         skipped += corpus.skipped
+        for note in corpus.notes:
+            on_note(note)
         cuts = select(corpus.cuts, where)
         check_fields(cuts, by, path)
         chosen[name] = by_length(cuts)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..errors import UserError
 from .options import BatchSize, Beams, Budget, Device, Language, Normaliser, SkipBad, Where, Window
-from .terminal import console, errors, in_bytes, list_skipped
+from .terminal import console, errors, in_bytes, list_notes, list_skipped
 
 
 def plan(
@@ -163,6 +163,7 @@ def evaluate(
             device=device,
             out=out,
             on_progress=lambda system, corpus, done, of: status.update(f"{system} on {corpus}: {done} of {of}"),
+            on_note=lambda note: list_notes([note]),
         )
     if as_json:
         print(json.dumps([evaluation.as_dict() for evaluation in evaluations], indent=2, ensure_ascii=False))

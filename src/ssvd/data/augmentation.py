@@ -16,6 +16,7 @@ from lhotse.augmentation import AudioTransform, ReverbWithImpulseResponse, Volum
 from ..errors import UserError
 from .audio import load_audio, read_recording
 from .corpus import read_corpus
+from .sources import Source
 from .vocal_tract import warp_frequencies
 
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
@@ -90,7 +91,9 @@ class Augmentation:
         if kind.needs_source != bool(source):
             needs = "a folder" if kind.needs_source else "no folder"
             raise UserError(f"{what} needs {needs}: write it as in {kind.example}.")
-        return cls(name, str(Path(source).absolute()) if source else None, low, high, chance)
+        if source and not Source.parse(source):
+            source = str(Path(source).absolute())
+        return cls(name, source or None, low, high, chance)
 
     def __str__(self) -> str:
         numbers = f"{self.low:g}:{self.high:g}" if _KINDS[self.kind].limits else None
@@ -119,7 +122,7 @@ class Augmenter:
     def __init__(self, augmentations: Sequence[str], *, sampling_rate: int, window: float, seed: int) -> None:
         order = list(_KINDS)
         self._augmentations = sorted(map(Augmentation.parse, augmentations), key=lambda own: order.index(own.kind))
-        self._sources = {own.source: _read_source(Path(own.source)) for own in self._augmentations if own.source}
+        self._sources = {own.source: _read_source(own.source) for own in self._augmentations if own.source}
         self._sampling_rate = sampling_rate
         self._window = window
         self._seed = seed
@@ -153,10 +156,11 @@ class Augmenter:
         return _transformed(cut, Volume(10 ** (value / 20)))
 
 
-def _read_source(path: Path) -> list[Any]:
+def _read_source(source: str) -> list[Any]:
     """Cuts of noise, or of impulse responses."""
+    path = Path(source)
     if not path.is_dir():
-        return list(read_corpus(path).cuts)
+        return list(read_corpus(source).cuts)
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _AUDIO)
     if not files:
         raise UserError(f"{path} holds no audio files to augment with ({', '.join(_AUDIO)}).")
