@@ -85,6 +85,7 @@ def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
     assert (frozen.cell.method, frozen.trainable_parameters, frozen.learning_rate) == ("frozen", 0, None)
     assert lora.trainable_parameters == METHODS["lora"].count(*_shapes_and(lora.setting))
     assert ssvd.setting == 0.2 and ssvd.options["method"] == "ssvd" and ssvd.options["seed"] == 3
+    assert ssvd.options["train"] == ["data/child/train.jsonl.gz"]  # of no machine
     assert list(ssvd.search) == ["0.001", "0.003"]
     assert ssvd.learning_rate == ssvd2.learning_rate == float(min(ssvd.search, key=ssvd.search.get))
     assert ssvd.best_dev_wer == min(ssvd.search.values())

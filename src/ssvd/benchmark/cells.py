@@ -224,7 +224,9 @@ def _trained(grid: Grid, out: Path, task: Task, device: str, started: datetime) 
         id=task.id,
         cell=cell_of(task),
         origin=_origin(device, started),
-        options=options.model_dump(),
+        options=options.model_dump()
+        | {"model": grid.models[group.model]}  # by names that mean the same elsewhere
+        | {part: [str(part_path(Path(), group.corpus, part))] for part in ("train", "dev")},
         synthetic=grid.corpora[group.corpus].synthetic is not None,
         setting=setting_of(grid, group) or None,
         model_parameters=total,
