@@ -11,7 +11,8 @@ from typing import Any
 
 PAGE = Path("docs/performance.md")
 RESULTS = Path("benchmarks/results")
-STEPS = ("tiny_10s", "tiny_30s", "base_10s", "small_10s", "small_10s_8")
+STEPS = ("tiny_10s", "tiny_30s", "base_10s", "small_10s", "small_10s_8", "owsm_base_10s")
+NAMES = {"owsm-base": "OWSM base (random weights)"}
 
 Report = dict[str, Any]
 
@@ -38,7 +39,8 @@ def machine_of(found: Report) -> str:
 
 def title_of(found: Report) -> str:
     options = found["options"]
-    return f"Whisper {options['size']}, {options['batch']} × {options['window']:g} s, {options['labels']} labels"
+    name = NAMES.get(options["size"], f"Whisper {options['size']}")
+    return f"{name}, {options['batch']} × {options['window']:g} s, {options['labels']} labels"
 
 
 def row_of(found: Report, method: str, portion: float) -> Report | None:
@@ -164,17 +166,16 @@ def setup() -> str:
     return f"{about} {machine_of(found)}\n\n" + table(["", "time", "target"], rows)
 
 
-def main() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    for make in (targets, steps, growth, compiled, decoding, setup):
-        marker = make.__name__
+def fill(page: Path, tables: dict[str, str]) -> None:
+    """Put each table between its markers."""
+    text = page.read_text(encoding="utf-8")
+    for marker, made in tables.items():
         pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(page):
-            raise SystemExit(f"{PAGE} has no marker for the table {marker!r}.")
-        made = make()
-        page = pattern.sub(lambda match, made=made: f"{match[1]}\n{made}\n\n{match[2]}", page)
-    PAGE.write_text(page, encoding="utf-8")
+        if not pattern.search(text):
+            raise SystemExit(f"{page} has no marker for the table {marker!r}.")
+        text = pattern.sub(lambda match, made=made: f"{match[1]}\n{made}\n\n{match[2]}", text)
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    fill(PAGE, {make.__name__: make() for make in (targets, steps, growth, compiled, decoding, setup)})

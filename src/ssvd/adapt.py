@@ -38,9 +38,10 @@ from .data.sequential import ShardedBatches, shard_groups
 from .data.sources import Source
 from .data.text_style import text_style, write_in
 from .errors import StoppedError, UserError
+from .files import write_json, write_json_lines, write_whole
 from .hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from .methods import apply_method, find_method, trainable_parameters
-from .runs import read_config, sample_weights, write_json, write_whole
+from .runs import read_config, sample_weights
 from .scoring import normaliser, score, usual_normaliser
 from .speech import SpecAugment, SpeechModel, load_model
 from .tuners import SSVDModel
@@ -170,10 +171,8 @@ def adapt(
             write_whole(run / "config.yaml", yaml.safe_dump(options.model_dump(), sort_keys=False))
             write_json(run / "base.json", base)
             if skipped:
-                rows = [
-                    json.dumps({"where": item.where, "reason": item.reason}, ensure_ascii=False) for item in skipped
-                ]
-                write_whole(run / "data" / "skipped.jsonl", "\n".join(rows) + "\n")
+                rows = ({"where": item.where, "reason": item.reason} for item in skipped)
+                write_json_lines(run / "data" / "skipped.jsonl", rows)
                 console.print(f"[yellow]{len(skipped)} utterances are left out; {run}/data/skipped.jsonl says why.")
             trainer.validate(training, verbose=False)
             training.choose_text_style()
@@ -370,12 +369,11 @@ class Adaptation(lightning.LightningModule):
             target.rename(old)
         partial.rename(target)
         shutil.rmtree(old, ignore_errors=True)
-        folder = self.run_folder / "hypotheses"
-        folder.mkdir(exist_ok=True)
-        with (folder / "dev.jsonl").open("w", encoding="utf-8") as file:
-            for reference, (name, text) in zip(references, self._hypotheses, strict=True):
-                row = {"id": name, "reference": reference, "hypothesis": text}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        rows = (
+            {"id": name, "reference": reference, "hypothesis": text}
+            for reference, (name, text) in zip(references, self._hypotheses, strict=True)
+        )
+        write_json_lines(self.run_folder / "hypotheses" / "dev.jsonl", rows)
 
     def _write_metrics(self) -> None:
         with (self.run_folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from .adapt import AdaptOptions, adapt
 from .data.synthetic import write_corpus
 from .errors import UserError
 from .evaluate import BASE, Evaluation, evaluate
-from .runs import write_json
+from .files import write_json
 
 EMBEDDED = Path(__file__).parent / "embedded"
 CORPORA = {  # name: kind, utterances, speakers, offset of the seed

@@ -1,6 +1,5 @@
 """Decode corpora with a base model and with adapted ones, score the texts, and break the scores down."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from lhotse import CutSet
 from .data import Skipped, common_language, field_names, field_value, read_corpus, select, short_names
 from .data.batches import by_length
 from .errors import UserError
+from .files import write_json, write_json_lines
 from .hardware import pick_device
-from .runs import check_run, load_adapted, read_config, write_json
+from .runs import check_run, load_adapted, read_config
 from .scoring import Comparison, Score, compare, score, score_by, usual_normaliser
 from .scoring import normaliser as find_normaliser
 from .speech import SpeechModel, load_model
@@ -136,7 +136,12 @@ def evaluate(
                     on_progress(system, name, len(texts[system, name]), len(cuts))
             seconds[system, name] = time.monotonic() - started
             if out is not None:
-                _write_hypotheses(out / "hypotheses" / f"{labels[system]}-{name}.jsonl", cuts, texts[system, name])
+                rows = [
+                    {"id": cut.id, "speaker": field_value(cut, "speaker")}
+                    | {"reference": field_value(cut, "text"), "hypothesis": text}
+                    for cut, text in zip(cuts, texts[system, name], strict=True)
+                ]
+                write_json_lines(out / "hypotheses" / f"{labels[system]}-{name}.jsonl", rows)
     evaluations = []
     for name, cuts in chosen.items():
         normaliser = normalisers[name]
@@ -198,12 +203,3 @@ def _records(cuts: Sequence[Any], texts: Sequence[str], by: Sequence[str]) -> li
         | {field: field_value(cut, field) for field in fields}
         for cut, text in zip(cuts, texts, strict=True)
     ]
-
-
-def _write_hypotheses(path: Path, cuts: Sequence[Any], texts: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for cut, text in zip(cuts, texts, strict=True):
-            row = {"id": cut.id, "speaker": field_value(cut, "speaker")}
-            row |= {"reference": field_value(cut, "text"), "hypothesis": text}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,24 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     with partial.open("wb") as file:
         yield file
     partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON; the file whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write text; the file whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON object a line, the file whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
 class Journal:

@@ -11,7 +11,7 @@ headers.partial.jsonl  until all is done: the headers of audio that are read alr
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,9 +27,8 @@ from .data.speechocean762 import read_speechocean762
 from .data.splits import PORTIONS
 from .data.utterances import Utterance, collect, cuts_of
 from .errors import UserError
-from .files import state_of, whole_file
+from .files import state_of, write_json, write_json_lines, write_whole
 from .filtering import drop_mismatched
-from .runs import write_json
 from .scoring import usual_normaliser
 
 Progress = Callable[[str], None]
@@ -318,13 +317,11 @@ def _prepare(
     parts = {part: utterances.parts[part] for part in PARTS if utterances.parts.get(part)}
     if not parts:
         raise UserError(f"No utterance of {source} is left; {_told(_counts(utterances.left_out))}.")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "ids").mkdir(exist_ok=True)
+    (out / "ids").mkdir(parents=True, exist_ok=True)
     for part, cuts in parts.items():
         write_cuts(cuts, out / f"{part}.jsonl.gz")
-        _write_lines(out / "ids" / f"{part}.txt", (cut.id for cut in cuts))
-    rows = (json.dumps(asdict(item), ensure_ascii=False) for item in utterances.left_out)
-    _write_lines(out / "left_out.jsonl", rows)
+        write_whole(out / "ids" / f"{part}.txt", "".join(f"{cut.id}\n" for cut in cuts))
+    write_json_lines(out / "left_out.jsonl", map(asdict, utterances.left_out))
     language = common_language(CutSet.from_cuts(cut for cuts in parts.values() for cut in cuts))
     record = {
         "corpus": corpus,
@@ -390,8 +387,3 @@ def _counts(left_out: Sequence[Skipped]) -> dict[str, int]:
 
 def _told(counts: Mapping[str, int]) -> str:
     return "left out are " + ", ".join(f"{count:,} {rule}" for rule, count in counts.items())
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with whole_file(path) as file:
-        file.writelines(line.encode() + b"\n" for line in lines)

@@ -20,7 +20,6 @@ from peft import PeftModel
 from torch import nn
 
 from .errors import UserError
-from .files import whole_file
 from .speech import SpeechModel, load_model
 
 SAMPLES = 8  # entries of each layer's weight
@@ -34,17 +33,6 @@ def sample_weights(module: nn.Module, layers: list[str]) -> dict[str, list[float
         name: weight[torch.linspace(0, len(weight) - 1, SAMPLES).long()].float().tolist()
         for name, weight in weights.items()
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file of JSON whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with whole_file(path) as file:
-        file.write(text.encode())
 
 
 def read_config(run: Path) -> dict[str, Any]:

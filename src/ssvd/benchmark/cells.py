@@ -19,9 +19,10 @@ from ..data.batches import by_length
 from ..data.synthetic import write_corpus
 from ..errors import StoppedError, UserError
 from ..evaluate import check_fields, decode
+from ..files import write_json
 from ..hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ..methods import Budget, find_method, linear_shapes, parameters
-from ..runs import load_adapted, write_json
+from ..runs import load_adapted
 from ..scoring import score, score_by, usual_normaliser
 from ..speech import load_model, load_outline
 from .grid import CorpusParts, Grid, Group

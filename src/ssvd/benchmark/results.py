@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..data import Skipped
 from ..errors import UserError
+from ..files import write_json_lines
 
 SCHEMA = 1
 
@@ -196,10 +197,7 @@ def read_hypotheses(folder: Path, result: Result, corpus: str = "test") -> list[
 
 
 def write_hypotheses(folder: Path, name: str, corpus: str, hypotheses: Sequence[Hypothesis]) -> None:
-    path = hypotheses_path(folder, name, corpus)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(h.model_dump(), ensure_ascii=False) + "\n" for h in hypotheses]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_json_lines(hypotheses_path(folder, name, corpus), (h.model_dump() for h in hypotheses))
 
 
 def hypotheses_path(folder: Path, name: str, corpus: str) -> Path:

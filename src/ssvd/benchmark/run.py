@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from ..errors import StoppedError, UserError
+from ..files import write_whole
 from ..methods import find_method
-from ..runs import write_whole
 from .cells import Task, failure, prepare_corpora, run_task, setting_of, write_record
 from .grid import Grid, Group
 from .results import Failure, Result, Trial, read_record, record_path

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import StoppedError, UserError
-from ..files import state_of
+from ..files import state_of, write_json_lines
 from .audio import decode
 from .corpus import open_corpus
 from .doubtful_text import doubt
@@ -192,10 +192,8 @@ class Check:
         except sqlite3.OperationalError as error:
             reason = f"{self._database.path} cannot be written ({error})"
             raise StoppedError(reason, _advice(self._temporary)) from error
-        with (self.folder / "findings.jsonl").open("w", encoding="utf-8") as file:
-            for finding in self.findings():
-                row = asdict(finding) | {"severity": finding.severity}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        rows = (asdict(finding) | {"severity": finding.severity} for finding in self.findings())
+        write_json_lines(self.folder / "findings.jsonl", rows)
         summary = json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
         (self.folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
 

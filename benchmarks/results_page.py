@@ -1,0 +1,75 @@
+"""Write the tables of docs/results.md from the folders of results in docs/results, between their markers.
+
+    python benchmarks/results_page.py                          # tables, and the charts that the page shows
+    python benchmarks/results_page.py runs/x synthetic         # put what `ssvd benchmark` left in runs/x there before
+
+A folder keeps grid, cells, trials, failures and hypotheses, which is all that `ssvd report` needs; not the speech.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from performance_page import fill, table
+from ssvd.benchmark.report import read_benchmark
+from ssvd.benchmark.statistics import Row, Study
+from ssvd.scoring import Comparison
+
+PAGE = Path("docs/results.md")
+RESULTS = Path("docs/results")
+KEPT = ("grid.yaml", "cells", "trials", "failures", "hypotheses")
+
+
+def adopt(results: Path, name: str) -> None:
+    """Copy a folder of results, without speech, logs and adapters, to docs/results."""
+    shutil.rmtree(RESULTS / name, ignore_errors=True)
+    (RESULTS / name).mkdir(parents=True)
+    for kept in (results / kept for kept in KEPT if (results / kept).exists()):
+        (shutil.copytree if kept.is_dir() else shutil.copy)(kept, RESULTS / name / kept.name)
+
+
+def studies(name: str) -> str:
+    """A table for each study of a folder of results."""
+    found = read_benchmark(RESULTS / name).studies
+    return "\n\n".join(f"### {study.name}\n\n{_table(study)}" for study in found)
+
+
+def _table(study: Study) -> str:
+    sources = list(dict.fromkeys(corpus for row in study.rows for corpus in row.forgetting))
+    head = ["method", "trained", "rate", "WER", "s", "against LoRA", "against full", "recovered"]
+    head += [f"on {corpus}" for corpus in sources]
+    rows = [
+        [
+            row.name,
+            f"{row.trainable_parameters:,} ({100 * row.share:.3g} %)" if row.trainable_parameters else "",
+            ", ".join(f"{rate:g}" for rate in row.learning_rates) + ("*" if row.edge else ""),
+            _rate(row),
+            "" if row.spread is None else f"{100 * row.spread:.1f}",
+            _difference(row.against_lora),
+            _difference(row.against_full),
+            "" if row.recovered is None else f"{100 * row.recovered:.0f} %",
+            *(_difference(row.forgetting.get(corpus)) for corpus in sources),
+        ]
+        for row in study.rows
+    ]
+    return table(head, rows)
+
+
+def _rate(row: Row) -> str:
+    low, high = row.interval or (0.0, 0.0)
+    return "" if row.wer is None else f"{100 * row.wer:.1f} ({100 * low:.1f} .. {100 * high:.1f})"
+
+
+def _difference(found: Comparison | None) -> str:
+    if found is None or found.interval is None:
+        return ""
+    low, high = found.interval
+    mark = "" if low <= 0 <= high else "**"
+    shown = f"{mark}{100 * found.difference:+.1f}{mark} ({100 * low:+.1f} .. {100 * high:+.1f})"
+    return shown.replace("-", "−")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        adopt(Path(sys.argv[1]), sys.argv[2])
+    fill(PAGE, {folder.name: studies(folder.name) for folder in sorted(RESULTS.iterdir())})
