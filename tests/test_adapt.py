@@ -96,6 +96,7 @@ def test_card_of_the_adapter_shows_code_that_loads_it(finished):
     family = {"pissa": "lora"}.get(chosen.method, chosen.method)
     assert space["model"].peft_config["default"].peft_type.lower() == family
     assert "lightning" not in code  # which a PEFT user need not have
+    assert ("import ssvd" in code) == (family in ("ssvd", "svft"))
 
 
 class Scripted:

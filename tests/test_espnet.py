@@ -369,6 +369,10 @@ def test_the_commands_take_owsm_as_they_take_whisper(method, owsm, stock, corpor
         save_file(state, weights, {"format": "pt"})
     result = json.loads((made / "result.json").read_text())
     assert result["adapter_bytes"] > 0
+    if method != "full":
+        code = (made / "adapter/README.md").read_text().split("```python")[1].split("```")[0]
+        exec(code.replace('"adapter"', repr(str(made / "adapter"))), card := {})
+        assert next(iter(card["model"].get_model_status().active_adapters)) == "default"
     scores = json.loads(run("evaluate", owsm, table, "--adapter", made, "--json", "--out", tmp_path / "scores"))
     assert [row["system"] for row in scores] == ["base", str(made)]
     lines = (tmp_path / "scores/hypotheses/run-metadata.jsonl").read_text().splitlines()

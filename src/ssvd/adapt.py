@@ -477,6 +477,9 @@ class Adaptation(lightning.LightningModule):
     def _card(self) -> str:
         options, best = self.options, self._best()
         data = ", ".join(options.train)
+        assert isinstance(self.network, PeftModel)
+        ours = type(self.network.peft_config["default"]).__module__.startswith("ssvd.")
+        needed = "import ssvd  # registers the method with PEFT; without it the adapter does not load\n" if ours else ""
         return f"""---
 base_model: {options.model}
 library_name: peft
@@ -497,11 +500,8 @@ method {options.method}, {trainable_parameters(self.network):,} trained paramete
 The epoch was chosen on these utterances, so the second figure flatters; measure it with `ssvd evaluate`.
 
 ```python
-import ssvd  # registers the method with PEFT; without it the adapter does not load
-from peft import PeftModel
-from transformers import WhisperForConditionalGeneration
-
-model = WhisperForConditionalGeneration.from_pretrained("{options.model}")
+{needed}from peft import PeftModel
+{self.speech.loading_code(options.model)}
 model = PeftModel.from_pretrained(model, "adapter")
 ```
 """

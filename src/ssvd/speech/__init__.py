@@ -71,6 +71,10 @@ class SpeechModel(Protocol):
     def save(self, folder: str | Path) -> None:
         """Write the model, with its adapter merged, as a plain checkpoint of its family."""
 
+    @staticmethod
+    def loading_code(name: str) -> str:
+        """Python by which a PEFT user loads the checkpoint's network as `model`, for the cards of adapters."""
+
 
 def load_model(
     name_or_path: str | Path, *, window: float | None = None, language: str | None = None, task: str = "transcribe"

@@ -346,6 +346,11 @@ class Owsm:
 
     # -- files
 
+    @staticmethod
+    def loading_code(name: str) -> str:
+        """See `SpeechModel`."""
+        return f'from ssvd.speech import load_model\n\nmodel = load_model("{name}").module'
+
     def save(self, folder: str | Path) -> None:
         """Write a plain ESPnet checkpoint, as OWSM is published, in float32.
 

@@ -400,6 +400,14 @@ class Whisper:
             texts += self.transcribe(batch, beams=beams, max_new_tokens=max_new_tokens)
         return " ".join(filter(None, texts))
 
+    @staticmethod
+    def loading_code(name: str) -> str:
+        """See `SpeechModel`."""
+        return (
+            "from transformers import WhisperForConditionalGeneration\n\n"
+            f'model = WhisperForConditionalGeneration.from_pretrained("{name}")'
+        )
+
     def save(self, folder: str | Path) -> None:
         """Write a plain Transformers checkpoint and its processor: all positions, the dtype of the source, safetensors.
 
