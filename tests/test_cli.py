@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -130,6 +131,10 @@ def test_missing_things_are_told_by_name(refused, table, embedded, tmp_path):
 def test_misuse_exits_with_2_and_no_traceback(ssvd, command):
     code, _, err = ssvd(*command)
     assert code == 2 and "Usage: ssvd" in err and "Traceback" not in err
+
+
+def test_version_is_that_of_the_package(ssvd):
+    assert ssvd("--version") == (0, f"ssvd {version('ssvd')}\n", "")
 
 
 def test_help_states_the_defaults_that_hold():

@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from importlib import metadata
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -19,6 +21,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"ssvd {metadata.version('ssvd')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(prepare, name="prepare")
 for command in (demo, plan, adapt, evaluate, transcribe, merge, benchmark, report):
     app.command()(command)

@@ -207,7 +207,7 @@ def merge(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
 ) -> None:
-    """Write the adapted model as a plain Transformers checkpoint that needs nothing of this package."""
+    """Write the adapted model as a plain checkpoint of Transformers or ESPnet that needs nothing of this package."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; give a new folder.")
     from peft import PeftModel
