@@ -178,3 +178,26 @@ def test_sample_by_hours_and_by_field(folder):
 def test_samples_that_cannot_be(folder, options, message):
     with pytest.raises(UserError, match=message):
         sample(read_corpus(folder / "good.csv").cuts, **options)
+
+
+def test_preparing_a_table_goes_on_where_it_was_interrupted(corpora, tmp_path, monkeypatch):
+    from ssvd.data import utterances as module
+    from ssvd.prepare import prepare_source
+
+    read, original = [], module.read_recording
+
+    def recording(path, recording_id):
+        read.append(path)
+        return original(path, recording_id)
+
+    def stop(doing):
+        if "3 of 8" in doing:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "read_recording", recording)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_source(str(corpora["adult"]), tmp_path / "out", on_progress=stop)
+    assert (tmp_path / "out" / "headers.partial.jsonl").read_bytes().count(b"\n") == 3
+    read.clear()
+    prepare_source(str(corpora["adult"]), tmp_path / "out")
+    assert len(read) == 5 and not (tmp_path / "out" / "headers.partial.jsonl").exists()

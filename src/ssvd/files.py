@@ -47,6 +47,7 @@ class Journal:
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("r+b" if data else "wb")
         self._file.truncate(len(whole))
         self._file.seek(len(whole))

@@ -89,7 +89,9 @@ def prepare_source(
 
     def build() -> _Utterances:
         on_progress("Reading")
-        corpus = read_corpus(source, skip_bad=skip_bad)
+        corpus = read_corpus(
+            source, skip_bad=skip_bad, headers=out / _HEADERS, on_progress=_reading_headers(on_progress)
+        )
         notes.extend(corpus.notes)
         return _Utterances({"": corpus.cuts}, corpus.skipped).where(where).divide("", division)
 
@@ -275,12 +277,11 @@ def _read_audio(
     outside: str = "",
 ) -> _Utterances:
     """The utterances whose audio is in order, by their own part; headers are kept in `out` until all is done."""
-    out.mkdir(parents=True, exist_ok=True)
     cuts = cuts_of(
         items,
         out / _HEADERS,
         outside=outside,
-        on_progress=lambda done, of: on_progress(f"Reading the headers of audio files: {done:,} of {of:,}"),
+        on_progress=_reading_headers(on_progress),
     )
     checked = collect(cuts, str(corpus), skip_bad=skip_bad)
     part_of: dict[str, str] = {}
@@ -294,6 +295,10 @@ def _read_audio(
 
 
 _HEADERS = "headers.partial.jsonl"
+
+
+def _reading_headers(on_progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, of: on_progress(f"Reading the headers of audio files: {done:,} of {of:,}")
 
 
 def _prepare(

@@ -37,7 +37,13 @@ class OpenCorpus:
     notes: tuple[str, ...] = ()
 
 
-def read_corpus(path: Path | str, *, skip_bad: bool = False) -> Corpus:
+def read_corpus(
+    path: Path | str,
+    *,
+    skip_bad: bool = False,
+    headers: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Corpus:
     """Read the utterances of a table, a Kaldi or ESPnet folder, Lhotse cuts, a Hugging Face dataset or a Lhotse recipe.
 
     - A table (CSV, TSV, JSON Lines; UTF-8) has the columns path and text and, if known, id, speaker, language, gender,
@@ -54,13 +60,16 @@ def read_corpus(path: Path | str, *, skip_bad: bool = False) -> Corpus:
 
     Args:
         skip_bad: leave out utterances that cannot be used, and list them in `Corpus.skipped`.
+        headers: a file that keeps the headers of audio read so far, for when reading is interrupted.
+        on_progress: called with (headers read, of how many), where they are read.
 
     Raises:
         UserError: `path` is missing or of no known kind; a column is missing; an utterance is bad and `skip_bad` is
             false, with the first one's file and row and their number; no utterance remains.
     """
     corpus = open_corpus(path)
-    return collect(corpus.cuts(corpus.rows), corpus.name, corpus.notes, skip_bad=skip_bad)
+    cuts = partial(cuts_of, cache=headers, on_progress=on_progress) if corpus.cuts is cuts_of else corpus.cuts
+    return collect(cuts(corpus.rows), corpus.name, corpus.notes, skip_bad=skip_bad)
 
 
 def open_corpus(path: Path | str) -> OpenCorpus:
