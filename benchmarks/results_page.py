@@ -72,4 +72,5 @@ def _difference(found: Comparison | None) -> str:
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         adopt(Path(sys.argv[1]), sys.argv[2])
-    fill(PAGE, {folder.name: studies(folder.name) for folder in sorted(RESULTS.iterdir())})
+    grids = sorted(RESULTS.glob("*/grid.yaml"))
+    fill(PAGE, {grid.parent.name: studies(grid.parent.name) for grid in grids})
