@@ -13,13 +13,16 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..errors import UserError
+from .ctc import Ctc
 from .espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
 from .spec_augment import SpecAugment
 from .whisper import Batch, Whisper
 
 __all__ = ["Batch", "SpecAugment", "SpeechModel", "Whisper", "load_check", "load_model", "load_outline"]
 
-FAMILIES = {"whisper": Whisper}
+# Not WavLM, whose attention takes weights out of their layers and so goes past adapters; nor data2vec, whose texts
+# depend on how much padding an utterance has.
+FAMILIES: dict[str, type[Whisper] | type[Ctc]] = {"whisper": Whisper, "wav2vec2": Ctc, "hubert": Ctc}
 
 
 class SpeechModel(Protocol):
@@ -124,8 +127,8 @@ def load_check(
 ) -> Callable[[Any], str | None]:
     """`SpeechModel.check` of a checkpoint: why a cut cannot be trained on, or None.
 
-    Of Whisper it takes no weights; OWSM counts the frames of its encoder and takes them. Arguments and errors are those
-    of `load_model`.
+    Only OWSM takes its weights for it, to count the frames of its encoder. Arguments and errors are those of
+    `load_model`.
     """
     name = str(name_or_path)
     if _espnet_checkpoint(name) is not None:
@@ -144,7 +147,7 @@ def _espnet_checkpoint(name: str) -> Checkpoint | None:
         return None
 
 
-def _family(name: str) -> type[Whisper]:
+def _family(name: str) -> type[Whisper] | type[Ctc]:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(
             f"The folder {name} holds neither the config.json of a Transformers checkpoint nor the meta.yaml or "
