@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
@@ -18,6 +17,7 @@ from ..data import load_audio
 from ..errors import UserError
 from .decoding import evaluation_mode, split_at_pauses
 from .spec_augment import SpecAugment
+from .transformers_checkpoint import load_network
 
 WINDOW = 30.0  # seconds that are read at once: these encoders know no limit but memory
 
@@ -84,24 +84,9 @@ class Ctc:
         cls, name: str, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
     ) -> "Ctc":
         """Load float32 weights (from safetensors files only), tokenizer and feature extractor; see `load_model`."""
-        config = _config(name)
-        try:
-            module, report = AutoModelForCTC.from_pretrained(
-                name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"The weights of {name} cannot be read from safetensors files; pickled ones (.bin, .pt) are never "
-                "loaded, so convert those first, and fetch damaged files anew."
-            ) from error
-        if report["missing_keys"]:
-            raise UserError(
-                f"The checkpoint {name} lacks weights, among them {min(report['missing_keys'])}: a pretrained encoder "
-                "that was never trained to transcribe has no CTC head; take one that was."
-            )
-        processors = _processors(name)
-        dtype = config.dtype or torch.float32
-        return cls(module.eval(), *processors, window=window, language=language, task=task, dtype=dtype)
+        _supported_config(name)
+        module, dtype = load_network(AutoModelForCTC, name)
+        return cls(module, *_processors(name), window=window, language=language, task=task, dtype=dtype)
 
     @classmethod
     def without_weights(cls, name: str, *, window: float | None = None, language: str | None = None) -> "Ctc":
@@ -112,7 +97,7 @@ class Ctc:
     def outline(name: str) -> tuple[nn.Module, list[str]]:
         """The network without its weights, on the meta device, and its adaptable layers; see `load_outline`."""
         with torch.device("meta"):
-            module = AutoModelForCTC.from_config(_config(name))
+            module = AutoModelForCTC.from_config(_supported_config(name))
         return module, _linear_layers(module)
 
     def adaptable_layers(self) -> list[str]:
@@ -308,7 +293,8 @@ class Ctc:
         return self._network.config.pad_token_id
 
 
-def _config(name: str) -> Any:
+def _supported_config(name: str) -> Any:
+    """The config of a checkpoint; raises UserError for MMS, which has the same family."""
     config = AutoConfig.from_pretrained(name)
     if getattr(config, "adapter_attn_dim", None) is not None:
         raise UserError(f"{name} has an adapter for each language (MMS), which is not supported.")

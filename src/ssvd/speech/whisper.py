@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -29,6 +28,7 @@ from ..data import load_audio
 from ..errors import UserError
 from .decoding import evaluation_mode, split_at_pauses, whole_windows
 from .spec_augment import SpecAugment
+from .transformers_checkpoint import load_network
 
 IGNORED = -100  # label of positions that do not count in the loss
 MULTILINGUAL_VOCABULARY = 51865  # OpenAI's English-only models have one token less
@@ -119,19 +119,8 @@ class Whisper:
         cls, name: str, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
     ) -> "Whisper":
         """Load float32 weights (from safetensors files only), tokenizer and feature extractor; see `load_model`."""
-        try:
-            dtype = AutoConfig.from_pretrained(name).dtype or torch.float32
-            module, report = WhisperForConditionalGeneration.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"The weights of {name} cannot be read from safetensors files; pickled ones (.bin, .pt) are never "
-                "loaded, so convert those first, and fetch damaged files anew."
-            ) from error
-        if report["missing_keys"]:
-            raise UserError(f"The checkpoint {name} lacks weights, among them {min(report['missing_keys'])}.")
-        return cls(module.eval(), _processor(name), window=window, language=language, task=task, dtype=dtype)
+        module, dtype = load_network(WhisperForConditionalGeneration, name)
+        return cls(module, _processor(name), window=window, language=language, task=task, dtype=dtype)
 
     @classmethod
     def without_weights(cls, name: str, *, window: float | None = None, language: str | None = None) -> "Whisper":
