@@ -51,13 +51,14 @@ STEP := $(RUN) benchmarks/training_step.py --steps 3
 # All at once would take 20 GB with small.
 NEAREST := lora,psoft approx,psoft strict,ssvd approx,ssvd strict,ssvd stride 4
 
-bench: setup
+bench: setup setup-espnet
 	$(STEP) --size tiny --batch 8 --portions 0.1,0.25,0.4,1.0 --json $(RESULTS)/step_tiny_10s.json
 	$(STEP) --size tiny --batch 2 --window 30 --labels 64 --portions 0.25,0.4 --json $(RESULTS)/step_tiny_30s.json
 	$(STEP) --size base --batch 4 --portions 0.25,0.4 --json $(RESULTS)/step_base_10s.json
 	$(STEP) --size small --batch 2 --labels 24 --portions 0.25,0.4 --methods "$(NEAREST)" \
 	  --json $(RESULTS)/step_small_10s.json
 	$(STEP) --size small --batch 8 --labels 24 --methods "$(NEAREST)" --json $(RESULTS)/step_small_10s_8.json
+	$(STEP) --espnet base --batch 4 --portions 0.4 --json $(RESULTS)/step_owsm_base_10s.json
 	$(STEP) --size tiny --batch 4 --methods "frozen compiled,lora,lora compiled,ssvd approx,ssvd approx compiled" \
 	  --compiled --steps 5 --json $(RESULTS)/step_compiled.json
 	$(RUN) benchmarks/layer_growth.py --json $(RESULTS)/layer_growth.json --plot docs/layer-growth.png
