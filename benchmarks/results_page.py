@@ -9,14 +9,16 @@ A folder keeps grid, cells, trials, failures and hypotheses, which is all that `
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from performance_page import fill, table
-from ssvd.benchmark.report import read_benchmark
+from ssvd.benchmark.report import read_benchmark, write_figures
 from ssvd.benchmark.statistics import Row, Study
 from ssvd.scoring import Comparison
 
 PAGE = Path("docs/results.md")
 RESULTS = Path("docs/results")
+CHARTS = ("embedded-child-forgetting.png", "embedded-child-convergence-epochs-p-0.4.png")  # of synthetic
 KEPT = ("grid.yaml", "cells", "trials", "failures", "hypotheses")
 
 
@@ -74,3 +76,7 @@ if __name__ == "__main__":
         adopt(Path(sys.argv[1]), sys.argv[2])
     grids = sorted(RESULTS.glob("*/grid.yaml"))
     fill(PAGE, {grid.parent.name: studies(grid.parent.name) for grid in grids})
+    with TemporaryDirectory() as figures:
+        write_figures(RESULTS / "synthetic", Path(figures))
+        for chart in CHARTS:
+            shutil.copy(Path(figures) / chart, PAGE.parent / "images")

@@ -171,7 +171,7 @@ def write_checkpoint(
 def main(
     out: Path,
     work: Path = Path("runs/pretrain-owsm"),
-    steps: int = 4000,
+    steps: int = 5500,
     batch: int = 24,
     learning_rate: float = 1.5e-3,
     count: int = 12_000,
