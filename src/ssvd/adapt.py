@@ -535,9 +535,10 @@ def _read_data(
 
     def read(paths: list[str]) -> CutSet:
         corpora = [read_corpus(path, skip_bad=options.skip_bad) for path in paths]
-        skipped.extend(item for corpus in corpora for item in corpus.skipped)
-        for note in (note for corpus in corpora for note in corpus.notes):
-            console.print(escape(note), highlight=False)
+        for corpus in corpora:
+            skipped.extend(corpus.skipped)
+            for note in corpus.notes:
+                console.print(escape(note), highlight=False)
         return select(CutSet.from_cuts(cut for corpus in corpora for cut in corpus.cuts), options.where)
 
     train = read(options.train)

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..errors import UserError
 from .options import Language, SkipBad, Where, Window
 from .parts import write_parts, write_split
-from .terminal import console, errors, list_notes, list_skipped
+from .terminal import console, errors, list_notes, list_skipped, progress
 
 data = typer.Typer(help="Check corpora, count what they hold, split them, choose from them.", no_args_is_help=True)
 
@@ -59,10 +58,8 @@ def check(
     limits = Limits(audio=audio, shortest=shortest, longest=longest, sampling_rate=rate)
     with Check(corpora, out, limits=limits, load_fault=load_fault, fault_name=name) as checking:
         list_notes(checking.notes)
-        columns = TextColumn("Checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-            task = progress.add_task("", total=None)
-            checking.run(workers, lambda done, of: progress.update(task, completed=done, total=of))
+        with progress("Checking") as tell:
+            checking.run(workers, tell)
         summary = checking.as_dict(show)
     if as_json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
@@ -211,13 +208,7 @@ def shards(
     from ..data.shar_writing import write_shar
 
     cuts = choose(_read(corpus, skip_bad).cuts, where)
-    columns = TextColumn("Writing shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-
-        def tell(done: int, of: int) -> None:
-            progress.update(task, completed=done, total=of)
-
+    with progress("Writing shards") as tell:
         written = write_shar(cuts, out, size=size, seed=seed, workers=workers, on_progress=tell)
     megabytes = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     console.print(f"{out}: {len(cuts):,} utterances in {written} shards, {megabytes:,.1f} MB.", highlight=False)

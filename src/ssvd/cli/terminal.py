@@ -1,10 +1,12 @@
 """What the commands print with."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console()
 if not console.is_terminal:
@@ -24,6 +26,15 @@ def list_skipped(skipped: list[Any]) -> None:
         errors.print(f"left out: {escape(item.where)}: {escape(item.reason)}", highlight=False)
     if skipped:
         errors.print(f"{len(skipped)} utterances were left out.")
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on a terminal while something is done; it is told what is done, and of how many where that is known."""
+    columns = TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 def in_bytes(size: int | None) -> str:

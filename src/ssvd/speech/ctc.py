@@ -73,10 +73,8 @@ class Ctc:
         self.language: str | None = language
         self._extractor, self._tokenizer, self._dtype = extractor, tokenizer, dtype
         self._own_masking: bool = module.config.apply_spec_augment
-        vocabulary = tokenizer.get_vocab()
-        letters = "".join(token for token in vocabulary if len(token) == 1)
-        cases = {"upper": letters.upper() == letters, "lower": letters.lower() == letters}
-        self._fold = next((getattr(str, case) for case, holds in cases.items() if holds), str)
+        letters = "".join(token for token in tokenizer.get_vocab() if len(token) == 1)
+        self._fold = str.upper if letters.isupper() else str.lower if letters.islower() else str
         self._characters = set(letters) | {" "}
 
     @classmethod
@@ -206,7 +204,7 @@ class Ctc:
             batch.labels.to(chances.device),
             self._frames(batch.lengths),
             batch.label_lengths,
-            blank=self._blank,
+            blank=self._network.config.pad_token_id,
             zero_infinity=True,
         )
 
@@ -229,11 +227,10 @@ class Ctc:
         """
         if beams > 1 or max_new_tokens is not None:
             raise UserError("CTC models decode greedily, all frames at once: leave --beams at 1.")
-        together = self._extractor.return_attention_mask
-        parts = [range(len(batch.lengths))] if together else [[row] for row in range(len(batch.lengths))]
+        rows_at_once = len(batch.lengths) if self._extractor.return_attention_mask else 1
         texts: list[str] = []
         with evaluation_mode(self.module):
-            for rows in map(list, parts):
+            for rows in torch.arange(len(batch.lengths)).split(rows_at_once):
                 lengths = batch.lengths[rows]
                 best = self._logits(batch.samples[rows, : int(lengths.max())], lengths).argmax(-1)
                 for tokens, frames in zip(best.tolist(), self._frames(lengths).tolist(), strict=True):
@@ -287,10 +284,6 @@ class Ctc:
     @property
     def _network(self) -> Any:
         return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
-
-    @property
-    def _blank(self) -> int:
-        return self._network.config.pad_token_id
 
 
 def _supported_config(name: str) -> Any:
