@@ -23,11 +23,14 @@ KEPT = ("grid.yaml", "cells", "trials", "failures", "hypotheses")
 
 
 def adopt(results: Path, name: str) -> None:
-    """Copy a folder of results, without speech, logs and adapters, to docs/results."""
-    shutil.rmtree(RESULTS / name, ignore_errors=True)
-    (RESULTS / name).mkdir(parents=True)
-    for kept in (results / kept for kept in KEPT if (results / kept).exists()):
-        (shutil.copytree if kept.is_dir() else shutil.copy)(kept, RESULTS / name / kept.name)
+    """Copy a folder of results, without speech, logs and adapters, to docs/results; what else is there stays."""
+    for old, new in ((RESULTS / name / part, results / part) for part in KEPT):
+        shutil.rmtree(old, ignore_errors=True)
+        if new.is_dir():
+            shutil.copytree(new, old)
+        elif new.is_file():
+            old.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(new, old)
 
 
 def studies(name: str) -> str:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 from typer.testing import CliRunner
 
 from ssvd.adapt import Adaptation, adapt
@@ -18,7 +19,7 @@ from ssvd.cli import app
 from ssvd.data import read_corpus
 from ssvd.errors import UserError
 from ssvd.plan import plan_methods
-from ssvd.runs import load_adapted
+from ssvd.runs import load_adapted, sample_weights
 from ssvd.scoring import score
 from ssvd.speech import Whisper, load_model
 
@@ -210,6 +211,54 @@ def test_full_disk_is_told_in_a_sentence_and_the_run_continues_once_there_is_spa
     result = adapt(None, run, resume=True)
     assert result["best_epoch"] == (2 if wrong == 2 else 1)
     assert [row["epoch"] for row in result["series"]] == [0, 1, 2]
+
+
+def test_a_network_trains_in_training_mode(options, tmp_path, monkeypatch):
+    """Dropout and masks are at work, but statistics that are in no adapter stay as they are."""
+    modes = []
+    step = Adaptation.training_step
+
+    def training_step(self, batch, index):
+        modes.append({type(layer).__name__: layer.training for layer in self.network.modules()})
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Adaptation, "training_step", training_step)
+    losses = {}
+    for method in ("ssvd", "full"):
+        for masked in (False, True):
+            chosen = options(method=method, spec_augment=masked, epochs=1)
+            losses[method, masked] = adapt(chosen, tmp_path / f"{method}-{masked}")["series"][1]["loss"]
+        assert losses[method, False] != losses[method, True]
+    assert len(modes) == 8 and all(all(mode.values()) for mode in modes)
+
+
+def test_a_checkpoint_that_could_not_be_written_leaves_the_former(options, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    save = torch.save
+
+    def killed(value, file):
+        save({}, file)
+        raise KeyboardInterrupt
+
+    begin = Adaptation.on_train_epoch_start
+
+    def epoch(self):
+        begin(self)
+        if self.current_epoch == 1:
+            monkeypatch.setattr(torch, "save", killed)
+
+    monkeypatch.setattr(Adaptation, "on_train_epoch_start", epoch)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        adapt(options(), run)
+    monkeypatch.undo()
+    assert [row["epoch"] for row in adapt(None, run, resume=True)["series"]] == [0, 1, 2]
+
+
+def test_the_largest_layers_are_sampled():
+    """OWSM's output has more weights than float32 can count."""
+    layer = nn.Linear(4096, 4097, bias=False)
+    samples = sample_weights(nn.Sequential(layer), ["0"])["0"]
+    assert len(samples) == 8 and samples[-1] == layer.weight[-1, -1].item()
 
 
 def test_merged_model_needs_transformers_alone_and_computes_the_same(finished, embedded, tmp_path):

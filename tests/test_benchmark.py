@@ -1,7 +1,9 @@
 """The benchmark: grids and what is wrong with them, the search for learning rates, killed and resumed runs."""
 
+import errno
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -19,7 +21,7 @@ from ssvd.benchmark.grid import Group, checked_grid, read_grid
 from ssvd.benchmark.results import Failure, read_hypotheses, read_records, read_results
 from ssvd.benchmark.run import best_rate, progress_of, rates_to_try, run_benchmark
 from ssvd.cli import app
-from ssvd.errors import UserError
+from ssvd.errors import StoppedError, UserError
 from ssvd.methods import METHODS
 
 GRIDS = sorted((Path(__file__).parents[1] / "grids").glob("*.yaml"))
@@ -249,6 +251,91 @@ def test_an_empty_corpus_and_a_foreign_folder_are_refused(values, tmp_path):
     (tmp_path / "grid.yaml").write_text("methods: [")
     with pytest.raises(UserError, match="is not YAML"):
         read_grid(tmp_path / "grid.yaml")
+
+
+def test_a_failed_test_is_tried_again_and_a_lost_run_is_trained_again(values, tmp_path, monkeypatch):
+    from ssvd.benchmark import cells
+
+    out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=300)
+    grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
+    cell = out / "cells" / "tiny_child_lora_p=0.3_seed=3.json"
+    trial = out / "trials" / "tiny_child_lora_p=0.3_lr=0.001_seed=3.json"
+
+    def lost(*arguments, **keywords):
+        raise RuntimeError(f"out of memory in {out}/runs")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(cells, "load_adapted", lost)
+        run_benchmark(grid, out, device="cpu", console=log)
+    (failed,) = read_records(out, Failure)[0]
+    assert failed.reason == "RuntimeError: out of memory in runs" and not cell.exists()
+    before = trial.stat().st_mtime_ns
+    run_benchmark(grid, out, device="cpu", console=log, retry=True)
+    assert cell.exists() and trial.stat().st_mtime_ns == before  # its run was kept
+    scored = json.loads(cell.read_text())["test"]
+    cell.unlink()
+    run_benchmark(grid, out, device="cpu", console=log)
+    assert json.loads(cell.read_text())["test"] == scored and trial.stat().st_mtime_ns > before
+    assert not read_records(out, Failure)[0]
+
+
+def test_another_learning_rate_replaces_the_cells_of_the_former(values, tmp_path):
+    out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=300)
+    for rate, seeds in ((1e-3, [3, 4]), (4e-3, [3, 4]), (1e-3, [3, 4])):
+        changed = {"methods": ["lora"], "learning_rates": {"lora": [rate]}, "seeds": seeds}
+        run_benchmark(checked_grid(values | changed, "grid"), out, device="cpu", console=log)
+        rates = {result.learning_rate for result in read_results(out)[0] if result.cell.method == "lora"}
+        assert rates == {rate}
+
+
+def test_a_run_that_was_begun_otherwise_is_begun_anew(values, tmp_path, options):
+    out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=300)
+    grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
+    run = out / "runs" / "tiny_child_lora_p=0.3_lr=0.001_seed=3"
+    run_benchmark(grid, out, device="cpu", console=log, keep_runs=True)
+    for path in [*(out / "cells").glob("*lora*"), *(out / "trials").glob("*lora*")]:
+        path.unlink()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "result.json").unlink()
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": "/moved/embedded"}))
+    run_benchmark(grid, out, device="cpu", console=log)
+    assert not read_records(out, Failure)[0] and (out / "cells" / "tiny_child_lora_p=0.3_seed=3.json").exists()
+
+
+def test_a_full_disk_stops_the_benchmark_and_is_no_failure_of_a_cell(values, tmp_path, monkeypatch):
+    from ssvd.benchmark import cells
+
+    def full(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    grid, out = checked_grid(values, "grid"), tmp_path / "results"
+    monkeypatch.setattr(cells, "write_hypotheses", full)
+    with pytest.raises(StoppedError, match=r"No space left.*the same command goes on with tiny_child_frozen"):
+        run_benchmark(grid, out, device="cpu", console=Console(file=(tmp_path / "log").open("w")))
+    assert not read_records(out, Failure)[0]
+    stopped = pickle.loads(pickle.dumps(StoppedError("It stopped", "go on.")))  # as between processes
+    assert (str(stopped), stopped.reason) == ("It stopped; go on.", "It stopped")
+
+
+def test_equal_ids_in_two_parts_of_a_corpus_are_refused(values, tmp_path, corpora, ssvd, embedded):
+    copy = tmp_path / "copy" / "metadata.csv"
+    shutil.copytree(corpora["child"].parent, copy.parent)
+    values["corpora"]["child"]["train"] = [str(corpora["child"]), str(copy)]
+    grid = checked_grid(values | {"skip_bad": True}, "grid")
+    with pytest.raises(UserError, match=r"both have an utterance child-7-00000: give each an id of its own"):
+        run_benchmark(grid, tmp_path / "results", device="cpu")
+    code, _, told = ssvd("adapt", embedded, "--train", corpora["child"], "--train", copy, "--out", tmp_path / "run")
+    assert code == 2 and "both have an utterance child-7-00000" in " ".join(told.split())
+
+
+def test_a_grid_of_the_user_is_not_taken_for_the_record_of_a_benchmark(values, tmp_path):
+    own = tmp_path / "grid.yaml"
+    own.write_text(yaml.safe_dump(values))
+    for content in (own.read_text(), "methods: ["):
+        own.write_text(content)
+        with pytest.raises(UserError, match=r"grid\.yaml is not what a benchmark wrote"):
+            run_benchmark(checked_grid(values, "grid"), tmp_path, device="cpu")
+        assert own.read_text() == content
 
 
 @pytest.mark.slow

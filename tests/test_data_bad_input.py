@@ -61,6 +61,7 @@ def check(path: Path, where: str, reason: str, good: int = 1) -> None:
         ("x,missing.wav,hello,,", r"there is no audio file .*missing\.wav"),
         (f"x,{'long' * 2000},hello,,", r"there is no audio file"),
         ("x,,hello,,", "the row has no path"),
+        (",/,hello,,", "the row has no path to a file"),
         ("x,good.wav,,,", "utterance x has no text"),
         ("x,good.wav,   ,,", "utterance x has no text"),
         ("good,good.wav,again,,", r"the id good is taken already by .*table\.csv:2"),
@@ -181,6 +182,9 @@ def test_utf16(tmp_path):
         (b'{"path": "good.wav", "text": "caf\xe9"}', "the line is not UTF-8"),
         (b'{"path": "good.wav"}', "has no text"),
         (b'{"path": "good.wav", "text": ["hello"]}', "text must be one value"),
+        (b'{"path": "good.wav", "text": NaN}', "has no text"),
+        (b'{"path": "good.wav", "text": "hello \\ud83d there"}', "half a character"),
+        (b'{"path": ".", "text": "hello"}', "no path to a file"),
     ],
 )
 def test_bad_json_line(tmp_path, line, reason):
@@ -258,16 +262,18 @@ def test_kaldi_text_without_audio_entry(tmp_path):
 # Lhotse cuts
 
 
+SEGMENT = {"id": "x", "recording_id": "r", "start": 0.0, "duration": 0.2, "channel": 0, "text": "hello"}
+
+
 def cut(path: Path, **changes) -> dict:
     source = {"type": "file", "channels": [0], "source": str(path)}
     recording = {"id": "r", "sources": [source], "sampling_rate": 16000, "num_samples": 3200, "duration": 0.2}
-    supervision = {"id": "x", "recording_id": "r", "start": 0.0, "duration": 0.2, "channel": 0, "text": "hello"}
     row = {
         "id": "x",
         "start": 0.0,
         "duration": 0.2,
         "channel": 0,
-        "supervisions": [supervision],
+        "supervisions": [SEGMENT],
         "recording": recording,
     }
     return row | {"type": "MonoCut"} | changes
@@ -282,6 +288,7 @@ def cut(path: Path, **changes) -> dict:
         ({"type": "Sausage"}, "Unexpected cut type"),
         ({"duration": "long"}, "the line is not a cut of Lhotse"),
         ({"id": 5}, "ids and texts of cut 5 must be text"),
+        ({"supervisions": [SEGMENT | {"duration": 0.0}]}, "is empty or outside its cut"),
         ({"type": "MixedCut", "tracks": []}, "not a cut of"),
     ],
 )

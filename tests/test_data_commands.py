@@ -124,6 +124,8 @@ def test_split_by_speaker(ssvd, folder, tmp_path):
     }
     assert {part: len(names) for part, names in speakers.items()} == {"train": 6, "dev": 3, "test": 3}
     assert len(set.union(*speakers.values())) == 12
+    code, out, _ = ssvd("data", "split", folder / "good.csv", tmp_path, "--split", "75/25/0")
+    assert not (tmp_path / "test.jsonl.gz").exists() and "of an earlier division" in " ".join(out.split())
 
 
 def test_select(ssvd, refused, folder, tmp_path):
@@ -156,6 +158,11 @@ def test_sample_by_hours_and_by_field(folder):
     assert (sum(age <= 7 for age in ages), sum(age > 7 for age in ages)) == (11, 22)
     ages = [field_value(cut, "age") for cut in sample(cuts, utterances=10, by="age")]
     assert len(ages) == 10 and {ages.count(age) for age in range(6, 12)} == {1, 2}
+    earlier: set[str] = set()
+    for count in range(1, 61):
+        drawn = {cut.id for cut in sample(cuts, utterances=count, by="age:6-7,8-10,11-11")}
+        assert len(drawn) == count and earlier < drawn
+        earlier = drawn
     by_hours = sample(cuts, hours=28.5 / 3600, by="gender")
     for gender in "fm":
         seconds = sum(cut.duration for cut in by_hours if field_value(cut, "gender") == gender)

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from lhotse import CutSet, Recording, SupervisionSegment
 
-from ssvd.data import field_value, load_audio, read_corpus, select, write_cuts
+from ssvd.data import field_value, load_audio, read_corpus, read_recording, select, write_cuts
 from ssvd.errors import UserError
 
 
@@ -243,6 +243,43 @@ def test_cuts_with_several_supervisions_are_split(tmp_path):
     assert (first.id, first.start, first.duration, first.supervisions[0].text) == ("a-0", 0.0, 1.2, "one")
     assert (second.id, second.start, second.duration, second.supervisions[0].text) == ("a-1", 1.0, 1.0, "two")
     assert len(first.supervisions) == len(second.supervisions) == 1
+
+
+def test_a_cut_that_is_longer_than_its_one_supervision_is_cut_to_it(tmp_path):
+    cut = lhotse_cut(tone(tmp_path / "a.wav", seconds=2), (0.5, 0.7, "one"))
+    CutSet.from_cuts([cut]).to_file(tmp_path / "cuts.jsonl")
+    (read,) = read_corpus(tmp_path / "cuts.jsonl").cuts
+    assert (read.id, read.start, read.duration) == (cut.id, 0.5, 0.7)
+    assert len(load_audio(read, 16_000)) == 11_200
+
+
+def test_one_bad_supervision_costs_no_other(tmp_path):
+    spoken = [(0.0, 0.5, "one"), (0.5, 0.0, "two"), (1.0, 1.0004, "three"), (1.5, 0.7, "four")]
+    cut = lhotse_cut(tone(tmp_path / "a.wav", seconds=2), *spoken)
+    CutSet.from_cuts([cut]).to_file(tmp_path / "cuts.jsonl")
+    corpus = read_corpus(tmp_path / "cuts.jsonl", skip_bad=True)
+    assert [(c.supervisions[0].text, c.duration) for c in corpus.cuts] == [("one", 0.5), ("three", 1.0)]
+    assert [item.id for item in corpus.skipped] == ["a-1", "a-3"]
+
+
+def test_an_ogg_file_that_was_cut_off(tmp_path):
+    whole = tone(tmp_path / "a.ogg", seconds=3)
+    data = whole.read_bytes()
+    assert read_recording(whole, "a").num_samples == 48_000
+    for length in (len(data) // 2, len(data) - 10, data.rfind(b"OggS")):
+        (tmp_path / "b.ogg").write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"is cut off|malformed|no samples"):
+            read_recording(tmp_path / "b.ogg", "b")
+
+
+def test_numbers_in_json_are_numbers_however_they_are_written(tmp_path):
+    tone(tmp_path / "a.wav")
+    rows = [
+        {"id": str(n), "path": "a.wav", "text": "x", "age": age, "note": float("nan")} for n, age in ((1, "7"), (2, 7))
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cuts = list(read_corpus(tmp_path / "t.jsonl").cuts)
+    assert [cut.supervisions[0].custom for cut in cuts] == [{"age": 7}, {"age": 7}]
 
 
 def test_relative_paths_in_cuts_moved_with_their_audio(tmp_path):

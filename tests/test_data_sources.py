@@ -58,9 +58,13 @@ def test_bad_notation(text, message):
         read_corpus(text)
 
 
-def test_short_names():
+def test_short_names(tmp_path):
     assert short_names(["a/train.jsonl.gz", "a/test.jsonl.gz"]) == ["train", "test"]
     assert short_names(["a/train.csv", "b/train.csv"]) == ["a-train", "b-train"]
+    for run in ("a/lr0.001", "a/lr0.002", "b/lr0.001"):
+        (tmp_path / run).mkdir(parents=True)
+    assert short_names([tmp_path / "a/lr0.001", tmp_path / "a/lr0.002"]) == ["lr0.001", "lr0.002"]
+    assert short_names([tmp_path / "a/lr0.001", tmp_path / "b/lr0.001"]) == ["a-lr0.001", "b-lr0.001"]
     sources = ["hf:org/cv?name=nl&split=train", "hf:org/cv?name=nl&split=test", "lhotse:librispeech:/data/x"]
     assert short_names(sources) == ["cv-nl-train", "cv-nl-test", "librispeech"]
 
@@ -146,8 +150,8 @@ def test_audio_inside_is_written_once_under_its_content(table, tmp_path):
     name = parquet(table, tmp_path / "parquet")
     corpus = read_corpus(name, skip_bad=True)
     assert values(corpus, "id", "text", "speaker", "gender", "up_votes") == [
-        ("één0", "een", "a", "female", 2),
-        ("één1", "twee", "b", "male", 0),
+        ("train-1-één0", "een", "a", "female", 2),  # names within a dataset are often not unique
+        ("train-2-één1", "twee", "b", "male", 0),
     ]
     (skipped,) = corpus.skipped
     assert skipped.where.endswith("parquet:train:3") and "no text" in skipped.reason
@@ -186,7 +190,7 @@ def test_audio_in_an_archive(audio_folder, tmp_path):
         for path in (audio_folder / "train").iterdir():
             archive.write(path, path.name)
     corpus = read_corpus(f"hf:{tmp_path / 'zipped'}?split=train")
-    assert values(corpus, "id", "text")[0] == ("één0", "Zin 0.")
+    assert values(corpus, "id", "text")[0] == ("train-1-één0", "Zin 0.")
     assert len(stored(tmp_path)) == 3
 
 

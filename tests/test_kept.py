@@ -380,3 +380,7 @@ def test_an_input_that_several_layers_read_is_kept_once():
     assert pickle.loads(pickle.dumps(x)).shape == x.shape and x in ssvd.tuners.layer._readers
     del x, _
     assert len(ssvd.tuners.layer._readers) == others, "inputs are forgotten"
+    with torch.autocast("cpu", torch.bfloat16):  # each layer converts an input of its own, and keeps 51 of it
+        kept()
+        third, _ = kept()
+    assert sorted(third.values()).count(51) == 4

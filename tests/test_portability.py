@@ -180,6 +180,14 @@ def test_other_entries_than_those_trained_are_refused(saved):
         set_peft_model_state_dict(other, stored)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pattern", ["banded", "random"])
+def test_entries_are_known_again_after_a_cast(pattern, dtype, tmp_path):
+    model = get_peft_model(whisper(), SVFTConfig(pattern=pattern)).to(dtype)
+    model.save_pretrained(tmp_path)
+    PeftModel.from_pretrained(whisper().to(dtype), tmp_path)
+
+
 @configs
 def test_hot_swapping_two_adapters(config, saved):
     first_folder, first = saved(config())

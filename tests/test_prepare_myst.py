@@ -59,9 +59,11 @@ def test_default_rules(transcript, text):
         ("IT (A (B) C) IS", "IT IS"),
         ("WATER<COUGH>GOES", "WATERGOES"),  # it leaves no blank
         ("21 ANTS", "TWENTYONE ANTS"),
-        ("A&B 3/4", "AANDB THREESLASHFOUR"),
+        ("A&B 3/4", "A AND B THREE SLASH FOUR"),
         ("UH-HUH A_B *C* D–E", "UHHUH AB C DE"),
         ("YOU 'RE GETTING 'EM 'CAUSE IT’S …", "YOU'RE GETTING EM CAUSE IT'S"),
+        ("SHE 'S HERE I 'LL GO IT 'S DON 'T you 're", "SHE'S HERE I'LL GO IT 'S DON 'T YOU 'RE"),  # it knows ten
+        ("A +UM B", "A B"),
         ("A, B. C? D! E; F: +G", "A B C D E F G"),
         ("café\u00a0ok", "CAFE OK"),
     ],

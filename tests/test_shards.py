@@ -126,6 +126,8 @@ def test_command_writes_shards_and_goes_on_where_it_was_stopped(ssvd, refused, c
     before = kept.stat().st_mtime_ns
     (partial / "cuts.000001.jsonl.gz").unlink()  # stopped in the middle of a shard
     (partial / "recording.000999.tar").write_bytes(b"")
+    (partial / "tmpabc").mkdir()  # what a killed call was writing
+    (partial / "tmpabc" / "cuts.000001.jsonl.gz").write_bytes(b"")
     code, told, _ = ssvd(*call)
     assert code == 0 and "8 utterances in 2 shards" in told
     assert (out / kept.name).stat().st_mtime_ns == before and not partial.exists()

@@ -278,6 +278,45 @@ def test_half_precision_bases(dtype):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_a_layer_of_zeros_is_adapted_and_stored(rotation, tmp_path):
+    base = nn.Sequential(nn.Linear(64, 16))
+    nn.init.zeros_(base[0].weight)
+    kept = copy.deepcopy(base)
+    model = perturb(get_peft_model(base, SSVDConfig(target_modules=["0"], rotation=rotation, basis="stored"))).train()
+    x = torch.randn(200, 64, requires_grad=True)
+    model(x).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(PeftModel.from_pretrained(kept, tmp_path)(x), model.eval()(x))
+
+
+def test_autocast_does_not_hide_that_a_basis_is_that_of_its_weight():
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(64, 16)), SSVDConfig(target_modules=["0"])).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(200, 64, requires_grad=True)).sum().backward()
+        assert model.base_model.model[0]._has_own_basis("default")
+
+
+def test_an_adapter_that_is_added_after_a_cast_is_that_of_the_cast_weight(tmp_path):
+    def config():
+        return SSVDConfig(target_modules=["wide", "tall"])
+
+    model = get_peft_model(layers(), config(), "a").to(torch.bfloat16)
+    model.add_adapter("b", config())
+    model.set_adapter("b")
+    model.save_pretrained(tmp_path, selected_adapters=["b"])
+    PeftModel.from_pretrained(layers().to(torch.bfloat16), tmp_path / "b")
+
+
+def test_moving_a_frozen_adapter_leaves_it_frozen():
+    model = get_peft_model(layers(), SSVDConfig(target_modules=["wide"], inference_mode=True))
+    layer = model.base_model.model.wide
+    layer._move_adapter_to_device_of_base_layer("default", torch.device("meta"))
+    assert layer.ssvd_theta["default"].is_meta and not any(p.requires_grad for p in layer.parameters())
+
+
 @torch.no_grad()
 def test_a_broken_adapter_is_not_merged():
     model = adapted()

@@ -1,7 +1,6 @@
 """One fine-tuning run: a pretrained recogniser, a corpus and a method give a run folder (see `ssvd.runs`)."""
 
 import csv
-import errno
 import json
 import logging
 import math
@@ -20,6 +19,7 @@ import yaml
 from lhotse import CutSet
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .data import Skipped, common_language, field_value, read_corpus, select, split_by_speaker, write_cuts
+from .data import Skipped, common_language, field_value, read_corpora, read_corpus, select, split_by_speaker, write_cuts
 from .data.augmentation import Augmentation, Augmenter
 from .data.batches import ByCount, BySeconds, InGroups, Pass, RoundBatches, by_length, consecutive
 from .data.loading import Loading
@@ -38,7 +38,7 @@ from .data.sequential import ShardedBatches, shard_groups
 from .data.sources import Source
 from .data.text_style import text_style, write_in
 from .errors import StoppedError, UserError
-from .files import write_json, write_json_lines, write_whole
+from .files import is_disk_error, whole_file, write_json, write_json_lines, write_whole
 from .hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from .methods import apply_method, find_method, trainable_parameters
 from .runs import read_config, sample_weights
@@ -46,8 +46,8 @@ from .scoring import normaliser, score, usual_normaliser
 from .speech import SpecAugment, SpeechModel, load_model
 from .tuners import SSVDModel
 
-# Options that change how fast a run is and nothing of what it computes.
-READING = {"workers", "prefetch"}
+# Options that change how fast a run is, and what it computes by rounding at most: a continued run may change them.
+FREE = {"workers", "prefetch", "device"}
 # 4 ||K||^2 of the approximate form: at 0.1 the rotated directions are stretched by up to 5 %.
 ORTHOGONALITY_LIMIT = 0.1
 
@@ -120,7 +120,7 @@ class AdaptOptions(BaseModel):
     @field_validator("model")
     @classmethod
     def _absolute_folder(cls, model: str) -> str:
-        return str(Path(model).resolve()) if Path(model).is_dir() else model
+        return str(Path(model).resolve()) if Path(model).exists() else model
 
 
 def adapt(
@@ -190,7 +190,7 @@ def adapt(
                 "A process that reads audio was killed, most often for lack of memory",
                 f"continue with fewer --workers: ssvd adapt --resume --workers 0 --out {run}",
             ) from error
-        if not _is_disk_error(error):
+        if not is_disk_error(error):
             raise
         raise StoppedError(
             f"Could not write to {run} ({error})",
@@ -290,6 +290,11 @@ class Adaptation(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         # All chance of an epoch follows from its number, so a continued run draws what an uninterrupted one draws.
         lightning.seed_everything(self.options.seed * 10_007 + self.current_epoch, verbose=False)
+        self.network.train()  # Lightning leaves networks as they were loaded, which is for decoding
+        if isinstance(self.network, PeftModel):
+            for layer in self.network.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # its statistics are in no adapter
+                    layer.eval()
         self._losses.clear()
         self._started = time.monotonic()
 
@@ -437,6 +442,7 @@ class Adaptation(lightning.LightningModule):
     def finish(self) -> dict[str, Any]:
         """Write `result.json`."""
         options, best = self.options, self._best()
+        device = pick_device(options.device)  # Lightning has taken the network off it
         trained = trainable_parameters(self.network)
         total = sum(p.numel() for p in self.network.parameters())
         kept = self.run_folder / ("adapter" if isinstance(self.network, PeftModel) else "model")
@@ -452,10 +458,10 @@ class Adaptation(lightning.LightningModule):
             "text_style": self.text_style,
             "learning_rate": self.learning_rate,
             "training_seconds": round(self.seconds, 2),
-            "peak_memory_bytes": peak_memory(self.device),
+            "peak_memory_bytes": peak_memory(device),
             "adapter_bytes": sum(p.stat().st_size for p in kept.rglob("*") if p.suffix in (".safetensors", ".pth")),
             "series": self.series,
-            "hardware": hardware(self.device),
+            "hardware": hardware(device),
             "versions": {name: version(name) for name in ("ssvd", "torch", "transformers", "peft", "lightning")},
         }
         if worst := self._least_orthogonal():
@@ -516,15 +522,19 @@ def _checked_options(options: AdaptOptions | None, run: Path, resume: bool) -> A
         return options
     stored = AdaptOptions.checked(read_config(run), f"{run}/config.yaml: ")
     if options is not None:
-        fixed = AdaptOptions.model_fields.keys() - READING
-        names = [name for name in fixed if getattr(options, name) != getattr(stored, name)]
-        if names:
+        if names := changed_options(options, stored):
             changed = ", ".join(f"{name} was {getattr(stored, name)!r}" for name in names)
             raise UserError(
                 f"{run} was begun with other options ({changed}): resume it with those, or start a new run."
             )
         return options
     return stored
+
+
+def changed_options(options: AdaptOptions, stored: AdaptOptions) -> list[str]:
+    """Names of the options that differ and decide what is learnt: not how audio is read, nor the device."""
+    fixed = [name for name in AdaptOptions.model_fields if name not in FREE]
+    return [name for name in fixed if getattr(options, name) != getattr(stored, name)]
 
 
 def _read_data(
@@ -534,12 +544,11 @@ def _read_data(
     skipped: list[Skipped] = []
 
     def read(paths: list[str]) -> CutSet:
-        corpora = [read_corpus(path, skip_bad=options.skip_bad) for path in paths]
-        for corpus in corpora:
-            skipped.extend(corpus.skipped)
-            for note in corpus.notes:
-                console.print(escape(note), highlight=False)
-        return select(CutSet.from_cuts(cut for corpus in corpora for cut in corpus.cuts), options.where)
+        corpus = read_corpora(paths, skip_bad=options.skip_bad)
+        skipped.extend(corpus.skipped)
+        for note in corpus.notes:
+            console.print(escape(note), highlight=False)
+        return select(corpus.cuts, options.where)
 
     train = read(options.train)
     if options.dev:
@@ -618,6 +627,15 @@ class _ProgressBar(lightning.Callback):
         self._bars.remove_task(self._decoding)
 
 
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that a kill leaves as they were; Lightning's own pass through the folder of temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
 def _trainer(options: AdaptOptions, run: Path, progress: _ProgressBar) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}[options.device],
@@ -629,6 +647,7 @@ def _trainer(options: AdaptOptions, run: Path, progress: _ProgressBar) -> lightn
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,  # each epoch has a round of its own
         log_every_n_steps=10,
+        plugins=[_WholeFiles()],
         logger=TensorBoardLogger(run, name="tensorboard", version=""),
         callbacks=[
             # After validation, so that the state knows its result.
@@ -642,15 +661,8 @@ def _trainer(options: AdaptOptions, run: Path, progress: _ProgressBar) -> lightn
 
 def _precision(device: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     return "32-true"
-
-
-def _is_disk_error(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    words = ("file write failed", "No space left", "quota exceeded", "File too large")
-    return any(word in str(error) for word in words)  # torch's and safetensors' own words
 
 
 def _quiet() -> None:

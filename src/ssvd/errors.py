@@ -16,5 +16,8 @@ class StoppedError(UserError):
     """
 
     def __init__(self, reason: str, how_to_continue: str) -> None:
-        super().__init__(f"{reason}; {how_to_continue}")
+        super().__init__(reason, how_to_continue)  # both, so that it can be sent from one process to another
         self.reason = reason
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)

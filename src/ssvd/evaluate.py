@@ -109,6 +109,8 @@ def evaluate(
         cuts = select(corpus.cuts, where)
         check_fields(cuts, by, path)
         chosen[name] = by_length(cuts)
+    own_window, own_language = _own_options(adapters)
+    window, language = window or own_window, language or own_language
     texts: dict[tuple[str, str], list[str]] = {}
     seconds: dict[tuple[str, str], float] = {}
     systems = [BASE, *(str(run) for run in adapters)]
@@ -117,7 +119,7 @@ def evaluate(
         raise UserError(f"A run folder must not be called {BASE!r}: the untouched model is; rename it.")
     for system in systems:
         if system == BASE:
-            speech = _base(model, adapters, window, language)
+            speech = load_model(model, window=window, language=language)
             normalisers = {
                 name: normaliser or usual_normaliser(common_language(cuts) or speech.language)
                 for name, cuts in chosen.items()
@@ -189,11 +191,10 @@ def decode(speech: SpeechModel, cuts: Sequence[Any], *, beams: int = 1, batch_si
         yield from speech.transcribe(speech.collate(cuts[start : start + batch_size], text=False), beams=beams)
 
 
-def _base(model: str, adapters: Sequence[Path], window: float | None, language: str | None) -> SpeechModel:
-    if adapters:
-        config = read_config(adapters[0])
-        window, language = window or config.get("window"), language or config.get("language")
-    return load_model(model, window=window, language=language)
+def _own_options(adapters: Sequence[Path]) -> tuple[float | None, str | None]:
+    """Window and language of the first run."""
+    config = read_config(adapters[0]) if adapters else {}
+    return config.get("window"), config.get("language")
 
 
 def _records(cuts: Sequence[Any], texts: Sequence[str], by: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Files that survive a kill: written whole or not at all, or growing line by line."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -63,6 +64,14 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether an error of writing means a full disk or quota, in the words of whatever library wrote."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    words = ("file write failed", "No space left", "quota exceeded", "File too large")
+    return any(word in str(error) for word in words)  # torch's and safetensors' own words
 
 
 def state_of(path: Path) -> str:

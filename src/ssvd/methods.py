@@ -45,7 +45,9 @@ class Budget:
         Raises:
             UserError: It is none.
         """
-        match = re.fullmatch(r"(?:([a-z]+)=)?([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?)(%?)", text.strip().lower())
+        match = re.fullmatch(
+            r"(?:([a-z]+)=)?([0-9]{1,3}(?:[_,][0-9]{3})+|[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)(%?)", text.strip().lower()
+        )
         units = {"p", *(m.unit for m in METHODS.values() if m.unit)}
         if match is None or (match[1] and (match[3] or match[1] not in units)):
             raise UserError(
@@ -63,7 +65,13 @@ class Budget:
             if self.value > 1:
                 raise UserError(f"The portion {self.value:g} must lie above 0 and be at most 1.")
             return METHODS["ssvd"].count(shapes, self.value)
-        return round(self.value / 100 * model_parameters if self.unit == "%" else self.value)
+        target = round(self.value / 100 * model_parameters if self.unit == "%" else self.value)
+        if target == 0:
+            raise UserError(
+                f"The budget {self.value:g}{self.unit} is less than one parameter; a portion is written with p=, as "
+                "p=0.4."
+            )
+        return target
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,8 @@ def apply_method(
     shapes = linear_shapes(module, layers)
     if token_stride < 1:
         raise UserError(f"The token stride {token_stride} must be at least 1.")
+    if token_stride > 1 and not name.startswith(("ssvd", "svft")):
+        raise UserError(f"The method {name!r} has no token stride: leave it at 1.")
     setting = method.setting(shapes, Budget.parse(budget), parameters(module), tolerance)
     if method.config is None:
         return module.requires_grad_(name == "full")

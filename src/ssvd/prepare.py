@@ -323,6 +323,9 @@ def _prepare(
     if not parts:
         raise UserError(f"No utterance of {source} is left; {_told(_counts(utterances.left_out))}.")
     (out / "ids").mkdir(parents=True, exist_ok=True)
+    for part in set(PARTS) - set(parts):  # of an earlier division, whose speakers may be in other parts now
+        (out / f"{part}.jsonl.gz").unlink(missing_ok=True)
+        (out / "ids" / f"{part}.txt").unlink(missing_ok=True)
     for part, cuts in parts.items():
         write_cuts(cuts, out / f"{part}.jsonl.gz")
         write_whole(out / "ids" / f"{part}.txt", "".join(f"{cut.id}\n" for cut in cuts))

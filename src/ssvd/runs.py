@@ -29,10 +29,11 @@ TOLERANCE = 5e-3  # of the largest sampled entry: bf16 rounds by up to 2e-3
 def sample_weights(module: nn.Module, layers: list[str]) -> dict[str, list[float]]:
     """A few entries of the weight of each layer of a model that is not wrapped yet."""
     weights = {name: module.get_parameter(f"{name}.weight").detach().flatten() for name in layers}
-    return {
-        name: weight[torch.linspace(0, len(weight) - 1, SAMPLES).long()].float().tolist()
-        for name, weight in weights.items()
-    }
+    return {name: weight[_sampled(len(weight))].float().tolist() for name, weight in weights.items()}
+
+
+def _sampled(length: int) -> torch.Tensor:
+    return torch.linspace(0, length - 1, SAMPLES).long().clamp(max=length - 1)  # float32 rounds above 2^24
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -51,6 +52,11 @@ def read_config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
         raise UserError(f"{run}/config.yaml does not hold options by name; correct it, or start a new run.")
     return config
+
+
+def holds_model(run: Path) -> bool:
+    """Whether a run has an adapter, or after full fine-tuning a model, to decode with."""
+    return (run / "model").is_dir() or (run / "adapter" / "adapter_config.json").is_file()
 
 
 def load_adapted(
@@ -94,7 +100,7 @@ def check_run(run: Path, module: nn.Module, model: str) -> None:
     read_config(run)
     if (run / "model").is_dir():
         return
-    if not (run / "adapter" / "adapter_config.json").is_file():
+    if not holds_model(run):
         raise UserError(f"{run} holds no adapter: the run did not decode its dev set; continue it with --resume.")
     try:
         stored = json.loads((run / "base.json").read_text(encoding="utf-8"))

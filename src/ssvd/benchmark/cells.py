@@ -10,19 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lhotse import CutSet
 from rich.console import Console
 
-from ..adapt import AdaptOptions, adapt
-from ..data import Skipped, common_language, field_value, read_corpus, select, write_cuts
+from ..adapt import AdaptOptions, adapt, changed_options
+from ..data import Skipped, common_language, field_value, read_corpora, read_corpus, select, write_cuts
 from ..data.batches import by_length
 from ..data.synthetic import write_corpus
 from ..errors import StoppedError, UserError
 from ..evaluate import check_fields, decode
-from ..files import write_json
+from ..files import is_disk_error, write_json
 from ..hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ..methods import Budget, find_method, linear_shapes, parameters
-from ..runs import load_adapted
+from ..runs import load_adapted, read_config
 from ..scoring import score, score_by, usual_normaliser
 from ..speech import load_model, load_outline
 from .grid import CorpusParts, Grid, Group
@@ -96,10 +95,9 @@ def prepare_corpora(grid: Grid, out: Path, console: Console) -> list[Skipped]:
             console.print(f"{name}: making {parts.utterances + 464} utterances of synthetic speech")
             parts = _synthetic(parts, folder)
         for part, paths in {"train": parts.train, "dev": parts.dev, TEST: parts.test, **parts.sources}.items():
-            corpora = [read_corpus(path, skip_bad=grid.skip_bad) for path in paths]
-            skipped += [item for corpus in corpora for item in corpus.skipped]
-            cuts = CutSet.from_cuts(cut for corpus in corpora for cut in corpus.cuts)
-            cuts = cuts if part in parts.sources else select(cuts, parts.where)
+            corpus = read_corpora(paths, skip_bad=grid.skip_bad)
+            skipped += corpus.skipped
+            cuts = corpus.cuts if part in parts.sources else select(corpus.cuts, parts.where)
             if part == TEST:
                 check_fields(cuts, parts.by, f"the test set of {name}")
             write_cuts(cuts, folder / f"{part}.jsonl.gz")
@@ -156,13 +154,21 @@ def run_task(grid: Grid, out: Path, task: Task, device: str = "auto") -> Trial |
     started = datetime.now(UTC)
     record: Trial | Failure
     try:
-        record = (_tested if task.learning_rate is None else _trained)(grid, out, task, device, started)
-    except StoppedError:
-        raise
-    except (UserError, RuntimeError, ValueError) as error:
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        record = failure(task, task.id, reason, device, started)
-    write_record(out, record)
+        try:
+            record = (_tested if task.learning_rate is None else _trained)(grid, out, task, device, started)
+        except StoppedError:
+            raise
+        except (UserError, RuntimeError, ValueError, OSError) as error:
+            if is_disk_error(error):
+                raise
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            # Records are passed on: where the results lay is nobody's business.
+            record = failure(task, task.id, reason.replace(f"{out}/", ""), device, started)
+        write_record(out, record)
+    except (OSError, RuntimeError) as error:
+        if not is_disk_error(error):
+            raise
+        raise StoppedError(f"Could not write to {out} ({error})", "free some space, and start again.") from error
     return record
 
 
@@ -212,7 +218,7 @@ def _trained(grid: Grid, out: Path, task: Task, device: str, started: datetime) 
             "device": device,
         }
     )
-    if not (run / "config.yaml").is_file():  # killed before anything was computed
+    if not _can_continue(run, options):
         shutil.rmtree(run, ignore_errors=True)
     log = out / "logs" / f"{task.id}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +252,14 @@ def _trained(grid: Grid, out: Path, task: Task, device: str, started: datetime) 
         },
         orthogonality_error=found.get("orthogonality_error"),
     )
+
+
+def _can_continue(run: Path, options: AdaptOptions) -> bool:
+    """Not where it was killed before anything was computed, or the checkpoint or the results were moved since."""
+    try:
+        return not changed_options(options, AdaptOptions.checked(read_config(run)))
+    except UserError:
+        return False
 
 
 def run_folder(out: Path, task: Task) -> Path:

@@ -90,13 +90,13 @@ def _costs(study: Study) -> Chart:
 
 def _convergence(study: Study) -> Chart:
     usual = _usual_budget(study)
-    budgets = _budgets([row for row in study.rows if is_peft(row.method)])
+    budgets = _budgets([row for row in study.rows if is_peft(row.method) and not _has_own_budget(study, row)])
     views = []
     for budget in sorted(budgets, key=lambda budget: budget != usual) or [""]:
         by_epoch: list[Series] = []
         by_time: list[Series] = []
         for row in study.rows:
-            if row.method == FROZEN or row.budget not in ("", budget):
+            if row.method == FROZEN or not (row.budget in ("", budget) or _has_own_budget(study, row)):
                 continue
             steps = list(zip(*(result.series for result in row.results), strict=False))
             wers = [100 * fmean(epoch.dev_wer for epoch in step) for step in steps]
@@ -172,9 +172,10 @@ def _forgetting(study: Study) -> Chart | None:
 
 def _groups(study: Study, texts: Texts, resamples: int) -> Chart | None:
     usual = _usual_budget(study)
-    rows = [row for row in study.rows if row.budget in ("", usual)]
+    rows = [row for row in study.rows if row.budget in ("", usual) or _has_own_budget(study, row)]
     views = []
-    for field in dict.fromkeys(field for row in rows for r in row.results for field in r.test.groups):
+    fields = dict.fromkeys(field for row in rows for r in row.results for field in r.test.groups)
+    for field in fields:
         series, values = [], {}
         for row in rows:
             rates = group_rates(row, field, texts, resamples=resamples)
@@ -185,7 +186,8 @@ def _groups(study: Study, texts: Texts, resamples: int) -> Chart | None:
             if points:
                 series.append(Series(row.name, row.method, points))
         field_name = field.partition(":")[0]
-        views.append(_view(field_name, field_name, "test WER (%)", tuple(series), categories=tuple(values), bars=True))
+        label = field if sum(other.partition(":")[0] == field_name for other in fields) > 1 else field_name
+        views.append(_view(label, field_name, "test WER (%)", tuple(series), categories=tuple(values), bars=True))
     note = "Bars: 95 % bootstrap intervals within the group; those of small groups are rough."
     if usual:
         note += f" Methods at budget {usual}."
@@ -230,8 +232,18 @@ def _budgets(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _usual_budget(study: Study) -> str:
-    """The budget at which methods are shown side by side: that of the row that does best on dev."""
-    return "" if study.best is None else study.best.budget
+    """The budget at which methods are shown side by side: of those of most methods, that of the best row on dev."""
+    counts = Counter(row.budget for row in study.rows if is_peft(row.method))
+    return max(
+        counts, key=lambda budget: (counts[budget], study.best is not None and budget == study.best.budget), default=""
+    )
+
+
+def _has_own_budget(study: Study, row: Row) -> bool:
+    """Whether a method was run at one budget alone, at which no other was, so that it stands beside any other."""
+    return is_peft(row.method) and all(
+        (other.method == row.method) == (other.budget == row.budget) for other in study.rows
+    )
 
 
 def _frozen_wer(study: Study) -> float | None:

@@ -376,7 +376,7 @@ def _origin(benchmark: Benchmark) -> str:
     for result in results:
         own = {name: value for name, value in sorted(result.options.items()) if common.get(name) != value}
         search = ", ".join(
-            f"{float(rate):g}: {'diverged' if wer is None else f'{100 * wer:.1f} %'}"
+            f"{float(rate):g}: {'failed' if wer is None else f'{100 * wer:.1f} %'}"
             for rate, wer in sorted(result.search.items(), key=lambda item: float(item[0]))
         )
         rows.append((result.id, search, f"{result.origin.seconds:,.0f}", _text(own) if own else ""))

@@ -102,7 +102,7 @@ class Trial(_Record):
 class Result(Trial):
     """A trial at the learning rate that was chosen on dev, with its test scores."""
 
-    search: dict[str, float | None] = {}  # learning rate -> best dev WER; None where the loss became infinite
+    search: dict[str, float | None] = {}  # learning rate -> best dev WER; None where the training failed
     normaliser: str
     test: TestScore
     sources: dict[str, TestScore] = {}  # corpora of the domain that the model comes from

@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +20,14 @@ from rich.console import Console
 from ..errors import StoppedError, UserError
 from ..files import write_whole
 from ..methods import find_method
-from .cells import Task, failure, prepare_corpora, run_task, setting_of, write_record
+from ..runs import holds_model
+from .cells import Task, failure, prepare_corpora, run_folder, run_task, setting_of, write_record
 from .grid import Grid, Group
 from .results import Failure, Result, Trial, read_record, record_path
 
 # Learning rates are searched in steps of about half an order of magnitude.
 STEP = 3
+_PREPARE_LOCK = "prepare.lock"
 _WAIT = 5  # seconds, where all that is left is in the hands of other processes
 
 Outcome = tuple[Task, str]
@@ -72,10 +75,12 @@ def run_benchmark(
     console = console or Console(stderr=True)
     out = out.resolve()
     execute = execute or in_turn
-    _remember(grid, out)
-    if retry:
-        shutil.rmtree(out / "failures", ignore_errors=True)
-    with FileLock(out / "prepare.lock"):
+    _check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / _PREPARE_LOCK):
+        _remember(grid, out)
+        if retry:
+            shutil.rmtree(out / "failures", ignore_errors=True)
         for item in prepare_corpora(grid, out, console):
             console.print(f"left out: {item.where}: {item.reason}", highlight=False, markup=False)
     unfinished = _reachable(grid, out, device, console)
@@ -93,7 +98,7 @@ def run_benchmark(
             if not progress[group].ready:
                 unfinished.remove(group)
                 if not keep_runs:
-                    _remove_runs(out, group)
+                    _remove_runs(grid, out, group)
         ready = [task for group in unfinished for task in progress[group].ready]
         if not ready:
             break
@@ -136,9 +141,8 @@ def in_turn(grid: Grid, out: Path, tasks: Sequence[Task], device: str) -> Iterat
 
 def run_locked(grid: Grid, out: Path, task: Task, device: str) -> str | None:
     """Do a task where nobody else does it or has done it; in words what came of it, or None."""
-    lock = FileLock(out / "locks" / f"{task.id}.lock", timeout=0)
     try:
-        with lock:
+        with _lock(out, task.id):
             if _is_done(out, task):
                 return None
             record = run_task(grid, out, task, device)
@@ -172,10 +176,15 @@ def progress_of(grid: Grid, out: Path, group: Group) -> Progress:
     if rate is None:  # all failed
         return Progress([], len(outcomes), len(outcomes))
     searched = tuple(sorted(outcomes.items()))
-    trainings = [Task(group, seed, rate) for seed in seeds[1:]]
+    trainings = [Task(group, seed, rate) for seed in seeds]
     failed = {task.seed for task in trainings if record_path(out, Failure, task.id).is_file()}
     tests = [Task(group, seed, chosen=rate, searched=searched) for seed in seeds if seed not in failed]
-    state = _progress(trainings, tests, out)
+    lost = [Task(group, test.seed, rate) for test in tests if _has_lost_run(out, test)]
+    if lost:  # trained once more
+        for task in lost:
+            record_path(out, Trial, task.id).unlink(missing_ok=True)
+        return progress_of(grid, out, group)
+    state = _progress(trainings[1:], tests, out)
     return Progress(state.ready, len(outcomes) + state.done, len(outcomes) + state.total)
 
 
@@ -238,7 +247,18 @@ def _search(
 
 
 def _is_done(out: Path, task: Task) -> bool:
-    return any(record_path(out, kind, task.id).is_file() for kind in (task.kind, Failure))
+    """Whether there is its record: of a test, with the learning rate that is chosen now."""
+    path = record_path(out, task.kind, task.id)
+    if path.is_file() and (task.kind is Trial or read_record(path, Result).learning_rate == task.chosen):
+        return True
+    return record_path(out, Failure, task.id).is_file()
+
+
+def _has_lost_run(out: Path, test: Task) -> bool:
+    """Whether a test that is to be done lacks the model of its finished training."""
+    training = Task(test.group, test.seed, test.chosen)
+    missing = record_path(out, Trial, training.id).is_file() and not holds_model(run_folder(out, training))
+    return missing and not _is_done(out, test)  # in this order: another process may have finished and cleared the group
 
 
 def _reachable(grid: Grid, out: Path, device: str, console: Console) -> list[Group]:
@@ -257,14 +277,25 @@ def _reachable(grid: Grid, out: Path, device: str, console: Console) -> list[Gro
     return groups
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a folder of something else."""
+    own = {_PREPARE_LOCK, "grid.yaml", "grid.yaml.partial"}  # of another process that begins, too
+    others = out.exists() and (not out.is_dir() or any(path.name not in own for path in out.iterdir()))
+    if others and not (out / "grid.yaml").is_file():
+        raise UserError(f"{out} is not empty and holds no results: give another folder with --out.")
+
+
 def _remember(grid: Grid, out: Path) -> None:
     """Write the grid to the folder, or check that what is there was computed with the same models and corpora."""
     path = out / "grid.yaml"
-    if not path.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty and holds no results: give another folder with --out.")
     values = grid.model_dump(exclude={"small"})
     if path.is_file():
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            stored = None
+        if not isinstance(stored, dict) or stored.keys() != values.keys():
+            raise UserError(f"{path} is not what a benchmark wrote: give another folder with --out.")
         changed = [name for name in ("training", "skip_bad", "extensions") if stored[name] != values[name]]
         for field in ("models", "corpora"):
             shared = stored[field].keys() & values[field].keys()
@@ -275,13 +306,22 @@ def _remember(grid: Grid, out: Path) -> None:
                 f"{out} was begun with another {changed[0]} ({path} says which): results would not be comparable, so "
                 "give another folder with --out."
             )
-    out.mkdir(parents=True, exist_ok=True)
     write_whole(path, yaml.safe_dump(values, sort_keys=False))
 
 
-def _remove_runs(out: Path, group: Group) -> None:
-    for path in (out / "runs").glob(f"{group.id}_lr=*"):
-        shutil.rmtree(path, ignore_errors=True)
+def _remove_runs(grid: Grid, out: Path, group: Group) -> None:
+    """Of a finished group: not those whose test failed and may be tried again, nor those that others work on."""
+    for seed in grid.seeds:
+        if record_path(out, Failure, Task(group, seed).id).is_file():
+            continue
+        for path in (out / "runs").glob(f"{group.id}_lr=*_seed={seed}"):
+            with suppress(Timeout), _lock(out, path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(out: Path, name: str) -> FileLock:
+    """Of a task; taking one that another process has raises Timeout."""
+    return FileLock(out / "locks" / f"{name}.lock", timeout=0)
 
 
 def _duration(seconds: float) -> str:

@@ -51,7 +51,8 @@ class Row:
         against_frozen, against_lora, against_full: Paired differences on the test set, this row minus the frozen model,
             LoRA at the same budget, and full fine-tuning: negative where this row has fewer errors. Of the seeds that
             both have; the frozen model is the same for every seed. None where there is no such row, or it is this one.
-        recovered: Share of the gain of full fine-tuning over the frozen model; None where that gained nothing.
+        recovered: Share of the gain of full fine-tuning over the frozen model, of the seeds that both have; None where
+            that gained nothing.
         forgetting: Source corpus -> paired difference, this row minus the frozen model: positive where this row errs
             more on the domain that the model comes from.
         training_seconds: Median over the seeds.
@@ -115,8 +116,13 @@ class Study:
 
     @property
     def best(self) -> Row | None:
-        """The adapted row with the lowest WER on dev, the smaller one of equals: chosen without the test set."""
+        """The adapted row with the lowest WER on dev, the smaller one of equals: chosen without the test set.
+
+        Of those with the most seeds, where some are not there yet.
+        """
         adapted = [row for row in self.rows if is_peft(row.method) and row.dev_wer is not None]
+        seeds = max((len(row.results) for row in adapted), default=0)
+        adapted = [row for row in adapted if len(row.results) == seeds]
         return min(adapted, key=lambda row: (row.dev_wer or 0.0, row.trainable_parameters), default=None)
 
 
@@ -246,7 +252,7 @@ def _row(grouped: Mapping[tuple[str, str], list[Result]], key: tuple[str, str], 
         against_frozen=against(frozen),
         against_lora=against(lora),
         against_full=against(full),
-        recovered=_recovered(_mean_wer(frozen), _mean_wer(full), wer),
+        recovered=_recovered(frozen or [], full or [], results),
         forgetting={corpus: change for corpus, change in forgetting.items() if change is not None},
         training_seconds=median(result.training_seconds for result in results),
         peak_memory_bytes=max(result.peak_memory_bytes for result in results),
@@ -292,10 +298,15 @@ def _edge(results: list[Result]) -> Literal["lowest", "highest", "only"] | None:
     return None
 
 
-def _recovered(frozen: float | None, full: float | None, wer: float | None) -> float | None:
-    if frozen is None or full is None or wer is None or full >= frozen:
+def _recovered(frozen: list[Result], full: list[Result], results: list[Result]) -> float | None:
+    def mean(rows: list[Result], others: list[Result]) -> float | None:
+        seeds = {other.cell.seed for other in others}
+        return _mean([row.test.wer for row in rows if row.cell.method == FROZEN or row.cell.seed in seeds])
+
+    before, best, own = mean(frozen, full), mean(full, results), mean(results, full)
+    if before is None or best is None or own is None or best >= before:
         return None
-    return (frozen - wer) / (frozen - full)
+    return (before - own) / (before - best)
 
 
 def _dominates(other: Row, row: Row) -> bool:
@@ -303,10 +314,6 @@ def _dominates(other: Row, row: Row) -> bool:
         return False
     mine, its = (row.trainable_parameters, row.wer), (other.trainable_parameters, other.wer)
     return its != mine and its[0] <= mine[0] and its[1] <= mine[1]
-
-
-def _mean_wer(results: list[Result] | None) -> float | None:
-    return None if results is None else _mean([result.test.wer for result in results])
 
 
 def _mean(values: list[float | None]) -> float | None:

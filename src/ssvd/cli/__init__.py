@@ -52,10 +52,11 @@ def run() -> None:
     except UserError as error:
         errors.print(f"[red]Error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
-    except OSError as error:  # of a file or folder that the user named
-        if error.filename is None:
+    except OSError as error:  # of a file or folder that the user named, or a full disk
+        if error.strerror is None:
             raise
-        errors.print(f"[red]Error:[/] {escape(f'{error.filename}: {error.strerror}.')}")
+        where = f"{error.filename}: " if error.filename else ""
+        errors.print(f"[red]Error:[/] {escape(f'{where}{error.strerror}.')}")
         sys.exit(2)
     except SystemExit as error:
         if error.code == 130:  # Typer's answer to Ctrl-C

@@ -9,6 +9,8 @@ from rich.table import Table
 from ..errors import UserError
 from .terminal import console
 
+PARTS = ("train", "dev", "test")
+
 
 def portions(split: str) -> dict[str, float]:
     """The shares of train, dev and test, fractions, that "80/10/10" says; a part with no share is left out."""
@@ -18,7 +20,7 @@ def portions(split: str) -> dict[str, float]:
         shares = []
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 100) > 0.01:
         raise UserError(f"--split {split} is not three shares that add up to 100, as 80/10/10.")
-    return {name: share / 100 for name, share in zip(("train", "dev", "test"), shares, strict=True) if share}
+    return {name: share / 100 for name, share in zip(PARTS, shares, strict=True) if share}
 
 
 def write_parts(parts: Mapping[Path, Any], overlap: Mapping[Path, float] | None = None) -> None:
@@ -45,5 +47,9 @@ def write_split(cuts: Any, out: Path, split: str, balance: str | None, seed: int
 
     parts = split_by_speaker(cuts, portions(split), seed, balance=balance)
     overlap = text_overlap(parts) if "train" in parts else {}
-    files = {name: out / f"{name}.jsonl.gz" for name in parts}
+    files = {name: out / f"{name}.jsonl.gz" for name in PARTS}
+    for name in PARTS:
+        if name not in parts and files[name].exists():
+            files[name].unlink()
+            console.print(f"Removed {files[name]}, of an earlier division, whose speakers may be in other parts now.")
     write_parts({files[name]: part for name, part in parts.items()}, {files[n]: share for n, share in overlap.items()})

@@ -228,3 +228,4 @@ def _report(prepared: Any, out: Path) -> None:
         errors.print(f"Each stands with its reason in {out / 'left_out.jsonl'}.")
     if prepared.already:
         errors.print(f"{out} was prepared with these options before: nothing was done.")
+        errors.print(f"Changes inside the folders of a corpus are not noticed; after one, remove {out}/prepared.json.")

@@ -223,10 +223,15 @@ def merge(
 
 
 def _scores(evaluations: list[Any]) -> Table:
+    from ..data import short_names
+    from ..evaluate import BASE
+
     columns = ("corpus", "system", "utt.", "words", "WER", "95 %", "sub/del/ins", "CER", "change, 95 %, p")
     table = Table(*columns, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    runs = list(dict.fromkeys(evaluation.system for evaluation in evaluations if evaluation.system != BASE))
+    names = {BASE: BASE} | dict(zip(runs, short_names(runs, "adapters"), strict=True))
     for evaluation in evaluations:
-        system = Path(evaluation.system).resolve().name
+        system = names[evaluation.system]
         rows = [(evaluation.corpus, system, evaluation.score, evaluation.comparison)]
         for field, parts in evaluation.groups.items():
             rows += [(f"  {field.partition(':')[0]}={value}", "", part, None) for value, part in parts.items()]

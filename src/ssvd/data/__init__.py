@@ -1,7 +1,7 @@
 """Corpora as checked Lhotse cuts, one utterance each: reading, choosing, dividing, writing, and their audio."""
 
 from .audio import load_audio, read_recording
-from .corpus import read_corpus
+from .corpus import read_corpora, read_corpus
 from .manifests import write_cuts
 from .selection import common_language, field_names, field_value, select
 from .sources import short_names
@@ -15,6 +15,7 @@ __all__ = [
     "field_names",
     "field_value",
     "load_audio",
+    "read_corpora",
     "read_corpus",
     "read_recording",
     "select",

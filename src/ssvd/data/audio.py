@@ -1,5 +1,6 @@
 """Audio files: their headers, and their samples."""
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ set_current_audio_backend("LibsndfileBackend")
 _UNKNOWN_RIFF_SIZE = 0x7F000000
 # Some programs miscount the header or a padding byte.
 _RIFF_SLACK = 64
+_OGG_PAGE = 65_307  # bytes, the most that a page may have
 
 
 def is_file(path: Path) -> bool:
@@ -33,8 +35,8 @@ def read_recording(path: Path, recording_id: str) -> Recording:
     """The header of an audio file (WAV, FLAC, MP3, Ogg; any rate, any number of channels) as a Lhotse recording.
 
     Raises:
-        ValueError: the file is missing, unreadable, empty, or shorter than its header says (WAV and FLAC; a cut-off
-            MP3 or Ogg file shows only when it is decoded). The message completes "utterance x: ...".
+        ValueError: the file is missing, unreadable, empty, or cut off (a cut-off MP3 shows only when it is
+            decoded). The message completes "utterance x: ...".
     """
     if not is_file(path):
         raise ValueError(f"there is no audio file {path}")
@@ -70,7 +72,20 @@ def _is_cut_off(path: Path, num_samples: int) -> bool:
                 return len(file.read(1)) == 0
         except soundfile.LibsndfileError:
             return True
-    return False
+    return start[:4] == b"OggS" and not _ends_as_ogg(path)
+
+
+def _ends_as_ogg(path: Path) -> bool:
+    """Whether the last page of an Ogg file (RFC 3533) is there as a whole, and marked as the last."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * _OGG_PAGE))
+        tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    if len(page) < 27:
+        return False
+    segments = page[27 : 27 + page[26]]
+    return bool(page[5] & 0x04) and len(segments) == page[26] and len(page) >= 27 + page[26] + sum(segments)
 
 
 def load_audio(cut: Any, sampling_rate: int) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Reading a corpus of whatever kind into checked Lhotse cuts."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from lhotse import CutSet
 
 from ..errors import UserError
 from .hugging_face import HuggingFaceRows
@@ -70,6 +72,29 @@ def read_corpus(
     corpus = open_corpus(path)
     cuts = partial(cuts_of, cache=headers, on_progress=on_progress) if corpus.cuts is cuts_of else corpus.cuts
     return collect(cuts(corpus.rows), corpus.name, corpus.notes, skip_bad=skip_bad)
+
+
+def read_corpora(paths: Sequence[Path | str], *, skip_bad: bool = False) -> Corpus:
+    """The utterances of several corpora as one; see `read_corpus`.
+
+    Raises:
+        UserError: as `read_corpus`; or two of the corpora have an utterance of the same id.
+    """
+    corpora = [read_corpus(path, skip_bad=skip_bad) for path in paths]
+    origin: dict[str, Path | str] = {}
+    for path, corpus in zip(paths, corpora, strict=True):
+        for cut in corpus.cuts:
+            if cut.id in origin:
+                raise UserError(
+                    f"{origin[cut.id]} and {path} both have an utterance {cut.id}: give each an id of its own, in a "
+                    "table by a column id, or name a corpus once."
+                )
+            origin[cut.id] = path
+    return Corpus(
+        CutSet.from_cuts(cut for corpus in corpora for cut in corpus.cuts),
+        [item for corpus in corpora for item in corpus.skipped],
+        tuple(note for corpus in corpora for note in corpus.notes),
+    )
 
 
 def open_corpus(path: Path | str) -> OpenCorpus:

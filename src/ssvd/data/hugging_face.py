@@ -105,7 +105,9 @@ class HuggingFaceRows:
         except (OSError, ValueError) as error:
             return Skipped(where, f"its audio cannot be had ({error})")
         used = set(self._columns.values())
-        by_file = PurePosixPath(name).with_suffix("").as_posix() if name else f"{self._split}-{number}"
+        by_file = PurePosixPath(name).with_suffix("").as_posix() if name else ""
+        if not by_file or path.is_relative_to(self._store):  # names of files within a dataset are often not unique
+            by_file = "-".join(filter(None, (self._split, str(number), by_file)))
 
         def text_of(role: str) -> str | None:
             value = values.get(self._columns.get(role, ""))

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lhotse import CutSet, MonoCut, MultiCut
+from lhotse import CutSet, MonoCut, MultiCut, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.augmentation import ReverbWithImpulseResponse
 from lhotse.serialization import deserialize_item, save_to_jsonl
+from lhotse.utils import fastcopy
 
 from ..errors import UserError
 from ..files import whole_file
@@ -41,16 +42,17 @@ def read_manifest(folder: Path, lines: Iterable[tuple[str, str]]) -> Iterator[tu
         try:
             if isinstance(row, str):
                 raise ValueError(row)
-            cuts = _cuts(folder, row)
+            cut = _cut(folder, row)
         except ValueError as error:
             yield Skipped(where, str(error))
         except Exception as error:  # Lhotse trusts its files: any other kind of error shows a damaged one
             yield Skipped(where, f"the line is not a cut of Lhotse ({error!r})")
         else:
-            yield from ((where, cut) for cut in cuts)
+            for segment in cut.supervisions:
+                yield _utterance(where, cut, segment)
 
 
-def _cuts(folder: Path, row: dict[str, Any]) -> list[Any]:
+def _cut(folder: Path, row: dict[str, Any]) -> Any:
     cut = deserialize_item(row)
     if not isinstance(cut, MonoCut | MultiCut):
         raise ValueError(
@@ -72,7 +74,25 @@ def _cuts(folder: Path, row: dict[str, Any]) -> list[Any]:
             f"cut {cut.id}, {cut.start:g} to {cut.end:g} s, is empty or outside its recording, {recording}"
         )
     cut.recording = replace(cut.recording, sources=sources)
-    return [cut] if len(cut.supervisions) == 1 else list(cut.trim_to_supervisions(keep_overlapping=False))
+    return cut
+
+
+def _utterance(where: str, cut: Any, segment: SupervisionSegment) -> tuple[str, Any] | Skipped:
+    """The part of a cut that one of its supervisions is about; where it has no other, under the id of the cut."""
+    start, end = max(0.0, segment.start), min(segment.end, cut.duration)
+    alone = len(cut.supervisions) == 1  # then it may be longer than the cut: what Lhotse truncates is so
+    inside = alone or (segment.start >= -ROUNDING and segment.end <= cut.duration + ROUNDING)
+    if not (start < end and inside):
+        reason = (
+            f"supervision {segment.id}, {segment.start:g} to {segment.end:g} s, is empty or outside its cut {cut.id}, "
+            f"0 to {cut.duration:g} s"
+        )
+        return Skipped(where, reason, segment.id)
+    if alone and start <= ROUNDING and end >= cut.duration - ROUNDING and segment.channel == cut.channel:
+        return where, cut
+    clipped = fastcopy(segment, start=start, duration=round(end - start, 8))
+    (one,) = fastcopy(cut, supervisions=[clipped]).trim_to_supervisions(keep_overlapping=False)
+    return where, (one.with_id(cut.id) if alone else one)
 
 
 def _found(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:

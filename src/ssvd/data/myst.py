@@ -101,6 +101,9 @@ def _spoken(digits: str, kind: str = "cardinal") -> str:
 # The rules of ESPnet's recipe egs2/myst/asr1
 
 _ASCII = str.maketrans("‘’ʼ“”–—", "'''\"\"--")
+_ESPNET_CONTRACTION = re.compile(  # the blank in it
+    r"(?<=THEY) (?='(?:RE|VE|LL|D))|(?<=I) (?='(?:M|VE|LL|D))|(?<=YOU) (?='RE)|(?<=HE) (?='S)"
+)
 _ESPNET_MARKS = re.compile(r"\{[^}]*\}|<[^>]*>|\[[^]]*\]|\+[^+]*\+")
 
 
@@ -108,10 +111,10 @@ def clean_as_espnet(transcript: str) -> str:
     """The text in capitals as ESPnet's recipe makes it: what it deletes leaves no blank, so "A<UH>B" becomes "AB"."""
     decomposed = unicodedata.normalize("NFKD", transcript.strip().translate(_ASCII))
     text = _without_parentheses(_ESPNET_MARKS.sub("", decomposed.encode("ascii", "ignore").decode()), "")
-    text = re.sub(r"\d+", lambda match: _spoken(match[0].lstrip("0") or "0"), text).replace("&", "and")
-    text = re.sub(r"[-_*]", "", text).replace("/", "slash")
-    text = re.sub(r"'(em|cause)\b", r"\1", _CONTRACTION.sub(r"'\1", text), flags=re.IGNORECASE)
-    return " ".join(re.sub(r"[,.?!;:+]", "", text).upper().split())
+    text = re.sub(r"\d+", lambda match: _spoken(match[0].lstrip("0") or "0"), text).replace("&", " and ")
+    text = re.sub(r"[-_*]", "", text).replace("/", " slash ")
+    text = re.sub(r"'(EM|CAUSE)", r"\1", _ESPNET_CONTRACTION.sub("", text))
+    return " ".join(re.sub(r"\+U[MH]|[,.?!;:+]", "", text).upper().split())
 
 
 _WHISPER = EnglishTextNormalizer()

@@ -1,6 +1,7 @@
 """A part of a corpus drawn at random, that depends on the ids of the utterances and a seed, not on their order."""
 
 import hashlib
+import heapq
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -62,15 +63,17 @@ def _size(cuts: Sequence[Any], unit: str) -> float:
 
 
 def _shares(sizes: dict[str, float], wanted: float, *, whole: bool) -> dict[str, float]:
-    """`wanted` in proportion to the sizes; `whole` numbers by the largest remainders."""
-    shares = {label: wanted * size / sum(sizes.values()) for label, size in sizes.items()}
+    """`wanted` in proportion to the sizes; `whole` numbers by Webster's method, where more never takes from a group."""
     if not whole:
-        return shares
-    rounded = {label: float(int(share)) for label, share in shares.items()}
-    by_remainder = sorted(shares, key=lambda label: (rounded[label] - shares[label], label))
-    for label in by_remainder[: round(wanted - sum(rounded.values()))]:
-        rounded[label] += 1
-    return rounded
+        return {label: wanted * size / sum(sizes.values()) for label, size in sizes.items()}
+    given = dict.fromkeys(sizes, 0.0)
+    queue = [(-size, label) for label, size in sizes.items()]
+    heapq.heapify(queue)
+    for _ in range(round(wanted)):
+        _, label = queue[0]
+        given[label] += 1
+        heapq.heapreplace(queue, (-sizes[label] / (2 * given[label] + 1), label))
+    return given
 
 
 def _draw(seed: int, id: str) -> bytes:

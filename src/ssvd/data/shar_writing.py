@@ -1,6 +1,7 @@
 """Writing utterances as Lhotse Shar, the way in which `shards` reads them."""
 
 import random
+import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +46,8 @@ def write_shar(
     shards = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
+    for begun in filter(Path.is_dir, list(partial.iterdir())):  # shards in which a call was killed
+        shutil.rmtree(begun)
     names = [f"{number:06d}" for number in range(len(shards))]
     with ThreadPoolExecutor(workers) as pool:  # libsndfile, which does the work, runs beside Python
         for done, _ in enumerate(pool.map(_write_shard, shards, [partial] * len(shards), names), start=1):

@@ -75,7 +75,7 @@ def _names(path: str | Path) -> tuple[str, str]:
     source = Source.parse(str(path))
     if source is None:
         resolved = Path(path).resolve()
-        stem = resolved.name.split(".")[0]
+        stem = resolved.name if resolved.is_dir() else resolved.name.split(".")[0]
         return stem, f"{resolved.parent.name}-{stem}"
     name = source.name.partition(":")[0] if source.kind == "lhotse" else source.name.rstrip("/").rpartition("/")[2]
     options = [value for values in source.options.values() for value in values]

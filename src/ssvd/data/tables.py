@@ -81,6 +81,10 @@ def json_object(line: str) -> dict[str, Any] | str:
     """The object that a line of JSON holds, or what is wrong with the line."""
     try:
         row = json.loads(line) if is_utf8(line) else "the line is not UTF-8"
+        if "\\ud" in line.lower():
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "the line holds half a character (a surrogate without the other)"
     except (ValueError, RecursionError) as error:
         return f"the line is not JSON ({error})"
     return row if isinstance(row, dict | str) else "the line is not a JSON object"
@@ -98,7 +102,8 @@ def read_jsonl(lines: JsonLines) -> list[Utterance | Skipped]:
 
 
 def _lower_keys(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.strip().lower(): value for name, value in row.items()}
+    nothing = (value != value for value in row.values())  # NaN, as pandas writes it
+    return {name.strip().lower(): None if no else value for (name, value), no in zip(row.items(), nothing, strict=True)}
 
 
 def _require_columns(path: Path, columns: Sequence[str]) -> None:
@@ -118,8 +123,8 @@ def _utterance(where: str, folder: Path, row: Mapping[str, Any]) -> Utterance | 
     if nested := [name for name in _KNOWN if isinstance(row.get(name), dict | list)]:
         return Skipped(where, f"{min(nested)} must be one value")
     path = text_of("path")
-    if path is None:
-        return Skipped(where, "the row has no path")
+    if path is None or not Path(path).name:
+        return Skipped(where, "the row has no path to a file")
     try:
         start, duration = (None if (value := text_of(name)) is None else float(value) for name in ("start", "duration"))
     except ValueError:
@@ -137,5 +142,9 @@ def _utterance(where: str, folder: Path, row: Mapping[str, Any]) -> Utterance | 
         speaker=text_of("speaker"),
         language=text_of("language"),
         gender=text_of("gender"),
-        fields={name: value for name, value in row.items() if name not in _KNOWN and value not in (None, "")},
+        fields={
+            name: number_or_text(value) if isinstance(value, str) else value
+            for name, value in row.items()
+            if name not in _KNOWN and value not in (None, "")
+        },
     )

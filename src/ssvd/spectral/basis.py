@@ -154,8 +154,10 @@ class Basis(nn.Module):
         Rounding to bf16 or 8 bits moves it by less than 1 %, the weight of another model by about 1.
         """
         dtype = self.S.dtype
-        core = (self.U.to(dtype).mT @ weight.detach().to(dtype) @ self.V.to(dtype))[: self.k, : self.k]
-        return float(torch.linalg.norm(core - torch.diag(self.S)) / torch.linalg.norm(self.S))
+        with torch.autocast(weight.device.type, enabled=False):
+            core = (self.U.to(dtype).mT @ weight.detach().to(dtype) @ self.V.to(dtype))[: self.k, : self.k]
+        size = torch.linalg.norm(self.S).clamp(min=torch.finfo(dtype).tiny)
+        return float(torch.linalg.norm(core - torch.diag(self.S)) / size)
 
     def fits(self, weight: Tensor) -> bool:
         """Whether `W V = U S` and `U^T W = S V^T` to within the rounding of float32, with no small singular value in S.
@@ -166,18 +168,21 @@ class Basis(nn.Module):
             self.S.is_meta
             or weight.is_meta
             or min(weight.dtype.itemsize, self.U.dtype.itemsize) < 4
-            or self.S[-1] < 1e-2 * self.S[0]
+            or not self.S[-1] > 1e-2 * self.S[0]  # nor a weight of zeros
         ):
             return False
         weight, z = weight.detach(), _direction(self.S).to(self.U.dtype)
         U, V, Sz = self.U[:, : self.k], self.V[:, : self.k], self.S.to(z.dtype) * z
-        errors = weight @ (V @ z) - U @ Sz, weight.mT @ (U @ z) - V @ Sz
+        with torch.autocast(weight.device.type, enabled=False):
+            errors = weight @ (V @ z) - U @ Sz, weight.mT @ (U @ z) - V @ Sz
         return bool(torch.stack([torch.linalg.norm(e) for e in errors]).max() <= 1e-5 * torch.linalg.norm(Sz))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Basis":
         # Below float32, singular values and probe would lose what they are verified by.
         exact = {name: getattr(self, name) for name in ("S", "probe", "fingerprint")}
+        dtype = self.U.dtype
         super()._apply(fn, recurse)
+        self.is_canonical &= self.U.dtype == dtype  # else it is not quite that of the weight, which was rounded too
         for name, tensor in exact.items():
             applied = getattr(self, name)
             if applied.dtype.itemsize < 4:

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +76,11 @@ class Ctc:
         letters = "".join(token for token in tokenizer.get_vocab() if len(token) == 1)
         self._fold = str.upper if letters.isupper() else str.lower if letters.islower() else str
         self._characters = set(letters) | {" "}
+        self._shortest = 1  # samples, of one frame
+        for kernel, stride in zip(
+            reversed(module.config.conv_kernel), reversed(module.config.conv_stride), strict=True
+        ):
+            self._shortest = (self._shortest - 1) * stride + kernel
 
     @classmethod
     def from_pretrained(
@@ -172,6 +177,7 @@ class Ctc:
 
     def _batch(self, ids: list[str], pieces: list[list[np.ndarray]]) -> CtcBatch:
         rows = [piece for utterance in pieces for piece in utterance]
+        rows = [np.pad(row, (0, max(0, self._shortest - len(row)))) for row in rows]
         values = [
             torch.from_numpy(self._extractor(row, sampling_rate=self.sampling_rate).input_values[0]) for row in rows
         ]
@@ -213,7 +219,7 @@ class Ctc:
         samples = samples.to(next(self._network.lm_head.parameters()))
         mask = None
         if self._extractor.return_attention_mask:  # else it was trained without, as the smallest models were
-            mask = (torch.arange(samples.shape[1]) < lengths[:, None]).long().to(samples.device)
+            mask = (torch.arange(samples.shape[1], device=samples.device) < lengths.to(samples.device)[:, None]).long()
         return self.module(input_values=samples, attention_mask=mask).logits
 
     def transcribe(self, batch: CtcBatch, *, beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
@@ -234,7 +240,10 @@ class Ctc:
                 lengths = batch.lengths[rows]
                 best = self._logits(batch.samples[rows, : int(lengths.max())], lengths).argmax(-1)
                 for tokens, frames in zip(best.tolist(), self._frames(lengths).tolist(), strict=True):
-                    texts.append(self._tokenizer.decode(tokens[:frames], skip_special_tokens=True).strip())
+                    spoken = [token for token, _ in groupby(tokens[:frames])]
+                    # Grouped here: Transformers would drop the blanks first, and with them double letters.
+                    text = self._tokenizer.decode(spoken, skip_special_tokens=True, group_tokens=False)
+                    texts.append(text.strip())
         remaining = iter(texts)
         return [" ".join(filter(None, islice(remaining, n))) for n in batch.pieces]
 

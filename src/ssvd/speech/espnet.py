@@ -142,12 +142,6 @@ class Owsm:
         tokens = self._tokens(text)
         if self._ids["<unk>"] in tokens:
             raise UserError(f"Its text has marks that the model's vocabulary lacks: {text!r}.")
-        # CTC needs a frame for each token, and one between equal ones.
-        needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))
-        if needed > self._frames:
-            raise UserError(
-                f"Its text takes {needed} frames and the window has {self._frames}: cut it, or leave it out."
-            )
         language = self._cut_language(cut)
         if language is None:
             raise UserError("The language is not stated, in the data or as an option, and this model needs it.")
@@ -169,9 +163,14 @@ class Owsm:
     def check(self, cut: Any) -> str | None:
         """Why the utterance cannot be trained on (too long, no text, too much of it, no language), or None."""
         try:
-            self._labels(cut)
+            target = self._labels(cut)["text_ctc"]
         except UserError as error:
             return str(error)
+        # CTC needs a frame for each token, and one between equal ones. Not asked by `collate`, as what answers is the
+        # network, which workers must not use.
+        needed = len(target) + sum(a == b for a, b in pairwise(target))
+        if needed > self._frames:
+            return f"Its text takes {needed} frames and the window has {self._frames}: cut it, or leave it out."
         return None
 
     def input_seconds(self, duration: float) -> float:
@@ -250,8 +249,10 @@ class Owsm:
     def _set_smoothing(self, smoothing: float | None) -> float | None:
         """Change label smoothing, None for no change, and return what it was."""
         criterion = getattr(self._network, "criterion_att", None)
-        if criterion is None or smoothing is None:
+        if smoothing is None:
             return None
+        if criterion is None:
+            raise UserError("OWSM-CTC has no label smoothing: leave --label-smoothing out.")
         own, criterion.smoothing, criterion.confidence = criterion.smoothing, smoothing, 1 - smoothing
         return own
 

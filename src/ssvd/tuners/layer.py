@@ -244,7 +244,8 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             weight=weight,
             inverse=self._pad(inverse(), adapters[0]) if inverse and way.core in ("input gradient", "output") else None,
             band=self._band(adapters),
-            keep_input=kept is not None and self._shares_input(x, U.shape[1] // stride),
+            # One of another dtype is converted for each layer anew, so there is none to share.
+            keep_input=kept is not None and x.dtype == dtype and self._shares_input(x, U.shape[1] // stride),
             stride=stride,
             way=way,
         )
@@ -383,7 +384,9 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             if hasattr(parts, "parameters") and adapter_name in parts:
                 part = parts[adapter_name]
                 if not getattr(part, "is_meta", False):
-                    parts[adapter_name] = part.to(device)
+                    moved = part.to(device)
+                    is_parameter = isinstance(part, nn.Parameter)
+                    parts[adapter_name] = nn.Parameter(moved, part.requires_grad) if is_parameter else moved
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Every way of loading ends here, before anything is copied.

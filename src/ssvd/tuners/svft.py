@@ -1,6 +1,6 @@
 """SVFT, singular vectors guided fine-tuning (arXiv 2405.19597), as a method of PEFT."""
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -63,6 +63,13 @@ class _Pattern(nn.Module):
         super().__init__()
         self.register_buffer("positions", positions, persistent=stored)
         self.register_buffer("checksum", checksum(positions))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Pattern":
+        exact = self.checksum
+        super()._apply(fn, recurse)
+        if self.checksum.dtype != exact.dtype:  # numbers up to 2^24, which half precision does not have
+            self.checksum = exact.to(self.checksum.device)
+        return self
 
 
 class SVFTLinear(SpectralLayer):
