@@ -131,7 +131,9 @@ def test_double_letters_are_heard(wav2vec2, cuts, monkeypatch):
 def test_an_utterance_of_milliseconds_is_read(folder, cuts):
     speech = load_model(folder)
     short = cuts[0].truncate(duration=0.01)
-    assert speech.transcribe(speech.collate([short], text=False)) == [speech.transcribe_audio(np.zeros(160))]
+    assert speech.transcribe(speech.collate([short], text=False)) == [
+        speech.transcribe_audio(load_audio(short, 16_000))
+    ]
     assert len(speech.transcribe(speech.collate([short, cuts[1]], text=False))) == 2
 
 

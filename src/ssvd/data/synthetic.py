@@ -5,6 +5,7 @@ Needs the extra `ssvd[demo]`. Everything made here is synthetic and is called so
 
 import csv
 import ctypes
+import io
 import multiprocessing
 import random
 import shutil
@@ -22,6 +23,7 @@ from scipy.signal import resample_poly
 
 from ssvd.data.sentences import sentence
 from ssvd.errors import UserError
+from ssvd.files import write_whole
 
 SAMPLING_RATE = 16_000
 LONGEST = 3.9  # seconds: the embedded recogniser has a window of 4 s
@@ -172,14 +174,14 @@ def utterances(kind: str, count: int, speakers: int, seed: int) -> Iterator[tupl
 
 
 def write_corpus(folder: Path, kind: str, count: int, speakers: int, seed: int) -> Path:
-    """Write synthetic utterances as 16 kHz FLAC with a table `metadata.csv` beside them; return the table's path."""
+    """Write synthetic utterances as 16 kHz FLAC, then a table `metadata.csv` beside them; return the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "metadata.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "text", "speaker", "accent", "kind"])
-        for index, (speaker, text, samples) in enumerate(utterances(kind, count, speakers, seed)):
-            path = folder / f"{kind}-{seed}-{index:05d}.flac"
-            soundfile.write(path, samples, SAMPLING_RATE)
-            rows.writerow([path.name, text, speaker.name, speaker.accent, kind])
-    return table
+    text_of_table = io.StringIO()
+    rows = csv.writer(text_of_table)
+    rows.writerow(["path", "text", "speaker", "accent", "kind"])
+    for index, (speaker, text, samples) in enumerate(utterances(kind, count, speakers, seed)):
+        path = folder / f"{kind}-{seed}-{index:05d}.flac"
+        soundfile.write(path, samples, SAMPLING_RATE)
+        rows.writerow([path.name, text, speaker.name, speaker.accent, kind])
+    write_whole(folder / "metadata.csv", text_of_table.getvalue())
+    return folder / "metadata.csv"
