@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from ssvd.adapt import adapt
@@ -87,6 +88,23 @@ def test_groups_of_a_field_add_up_to_the_whole(evaluated):
         for parts in evaluation.groups.values():
             assert sum(part.words for part in parts.values()) == evaluation.score.words
             assert sum(part.substitutions for part in parts.values()) == evaluation.score.substitutions
+
+
+@pytest.mark.parametrize(("windows", "used"), [((None, 3.5), 4.0), ((3.5, None), 3.5)])
+def test_systems_differ_in_nothing_but_the_adapter(run, embedded, corpora, tmp_path, monkeypatch, ssvd, windows, used):
+    runs = [copy_of(run, tmp_path / name / "run") for name in "ab"]
+    for folder, window in zip(runs, windows, strict=True):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | {"window": window}))
+    seen = []
+
+    def transcribe(self, batch, **options):
+        seen.append(self.window)
+        return ["text"] * len(batch.ids)
+
+    monkeypatch.setattr("ssvd.speech.Whisper.transcribe", transcribe)
+    code, out, _ = ssvd("evaluate", embedded, corpora["adult"], "--adapter", runs[0], "--adapter", runs[1])
+    assert code == 0 and seen == [used] * 3 and "a-run" in out and "b-run" in out
 
 
 @pytest.fixture

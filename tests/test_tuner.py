@@ -176,6 +176,9 @@ def test_ctc_models_train_every_adapted_layer(config_class, model_class):
     assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
     with torch.no_grad():
         unmerged = model(AUDIO).logits
+        model.merge_adapter()
+        with model.disable_adapter():
+            assert torch.allclose(model(AUDIO).logits, before, atol=1e-6)
         assert torch.allclose(model.merge_and_unload()(AUDIO).logits, unmerged, atol=1e-4)
 
 
@@ -722,6 +725,15 @@ def test_layers_that_cannot_be_adapted_are_refused():
         adapted(rank=13)
     with pytest.raises(ValueError, match=r"conv1 is torch.nn.modules.conv.Conv1d"):
         get_peft_model(whisper(), SSVDConfig(target_modules=["conv1"]))
+
+    class Halved(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    with pytest.raises(ValueError, match=r"0 is .*Halved, which computes something of its own"):
+        get_peft_model(nn.Sequential(Halved(8, 8)), SSVDConfig(target_modules=["0"]))
+    with pytest.raises(ValueError, match="floating-point weight, but that of 0 is torch"):
+        get_peft_model(nn.Sequential(nn.Linear(8, 8)).to(torch.float8_e4m3fn), SSVDConfig(target_modules=["0"]))
     lora = get_peft_model(layers(), LoraConfig(target_modules=["wide"])).base_model.model
     with pytest.raises(ValueError, match=r"wide is peft.tuners.lora.layer.Linear"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -120,6 +120,7 @@ def evaluate(
     for system in systems:
         if system == BASE:
             speech = load_model(model, window=window, language=language)
+            window = speech.window
             normalisers = {
                 name: normaliser or usual_normaliser(common_language(cuts) or speech.language)
                 for name, cuts in chosen.items()

@@ -302,6 +302,8 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
     @property
     def weight(self) -> Tensor:
         """The adapted weight, for models that read it instead of calling the layer, as the attention of WavLM does."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         weight: Tensor = self.get_base_layer().weight
         if not (adapters := self._active()):
             return weight

@@ -84,7 +84,12 @@ class SpectralModel(BaseTuner):
                 f"{name} adapts torch.nn.Linear and transformers' Conv1D, "
                 f"but {current_key} is {type(target).__module__}.{type(target).__name__}."
             )
-        if not target.weight.is_floating_point():
+        if type(target).forward not in (nn.Linear.forward, Conv1D.forward):  # an adapted layer would not call it
+            raise ValueError(
+                f"{name} adapts layers that compute x W^T + b, but {current_key} is {type(target).__module__}."
+                f"{type(target).__name__}, which computes something of its own."
+            )
+        if not target.weight.is_floating_point() or target.weight.dtype.itemsize < 2:
             raise ValueError(
                 f"{name} needs a floating-point weight, but that of {current_key} is {target.weight.dtype}."
             )
