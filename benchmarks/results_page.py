@@ -6,6 +6,7 @@
 A folder keeps grid, cells, trials, failures and hypotheses, which is all that `ssvd report` needs; not the speech.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -14,11 +15,12 @@ from tempfile import TemporaryDirectory
 from performance_page import fill, table
 from ssvd.benchmark.report import read_benchmark, write_figures
 from ssvd.benchmark.statistics import Row, Study
+from ssvd.files import write_json
 from ssvd.scoring import Comparison
 
 PAGE = Path("docs/results.md")
 RESULTS = Path("docs/results")
-CHARTS = ("embedded-child-forgetting.png", "embedded-child-convergence-epochs-p-0.4.png")  # of synthetic
+CHARTS = ("embedded-child-forgetting.png", "embedded-child-convergence-epochs.png")  # of synthetic
 KEPT = ("grid.yaml", "cells", "trials", "failures", "hypotheses")
 
 
@@ -31,6 +33,8 @@ def adopt(results: Path, name: str) -> None:
         elif new.is_file():
             old.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(new, old)
+    for cell in (RESULTS / name / "cells").glob("*.json"):
+        write_json(cell, json.loads(cell.read_text(encoding="utf-8")) | {"audio": {}})  # of this machine
 
 
 def studies(name: str) -> str:
