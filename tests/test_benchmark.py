@@ -281,14 +281,14 @@ def test_a_failed_test_is_tried_again_and_a_lost_run_is_trained_again(values, tm
 
 def test_another_learning_rate_replaces_the_cells_of_the_former(values, tmp_path):
     out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=300)
-    for rate, seeds in ((1e-3, [3, 4]), (4e-3, [3, 4]), (1e-3, [3, 4])):
-        changed = {"methods": ["lora"], "learning_rates": {"lora": [rate]}, "seeds": seeds}
+    for rate in (1e-3, 4e-3, 1e-3):
+        changed = {"methods": ["lora"], "learning_rates": {"lora": [rate]}}
         run_benchmark(checked_grid(values | changed, "grid"), out, device="cpu", console=log)
         rates = {result.learning_rate for result in read_results(out)[0] if result.cell.method == "lora"}
         assert rates == {rate}
 
 
-def test_a_run_that_was_begun_otherwise_is_begun_anew(values, tmp_path, options):
+def test_a_run_that_was_begun_otherwise_is_begun_anew(values, tmp_path):
     out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=300)
     grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
     run = out / "runs" / "tiny_child_lora_p=0.3_lr=0.001_seed=3"

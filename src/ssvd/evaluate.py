@@ -109,8 +109,8 @@ def evaluate(
         cuts = select(corpus.cuts, where)
         check_fields(cuts, by, path)
         chosen[name] = by_length(cuts)
-    own_window, own_language = _own_options(adapters)
-    window, language = window or own_window, language or own_language
+    first = read_config(adapters[0]) if adapters else {}
+    window, language = window or first.get("window"), language or first.get("language")
     texts: dict[tuple[str, str], list[str]] = {}
     seconds: dict[tuple[str, str], float] = {}
     systems = [BASE, *(str(run) for run in adapters)]
@@ -190,12 +190,6 @@ def decode(speech: SpeechModel, cuts: Sequence[Any], *, beams: int = 1, batch_si
     """The text of each utterance, in their order."""
     for start in range(0, len(cuts), batch_size):
         yield from speech.transcribe(speech.collate(cuts[start : start + batch_size], text=False), beams=beams)
-
-
-def _own_options(adapters: Sequence[Path]) -> tuple[float | None, str | None]:
-    """Window and language of the first run."""
-    config = read_config(adapters[0]) if adapters else {}
-    return config.get("window"), config.get("language")
 
 
 def _records(cuts: Sequence[Any], texts: Sequence[str], by: Sequence[str]) -> list[dict[str, Any]]:

@@ -151,25 +151,28 @@ def run_task(grid: Grid, out: Path, task: Task, device: str = "auto") -> Trial |
     Raises:
         StoppedError: It was interrupted, or the disk is full.
     """
-    started = datetime.now(UTC)
-    record: Trial | Failure
     try:
-        try:
-            record = (_tested if task.learning_rate is None else _trained)(grid, out, task, device, started)
-        except StoppedError:
-            raise
-        except (UserError, RuntimeError, ValueError, OSError) as error:
-            if is_disk_error(error):
-                raise
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            # Records are passed on: where the results lay is nobody's business.
-            record = failure(task, task.id, reason.replace(f"{out}/", ""), device, started)
+        record = _attempted(grid, out, task, device)
         write_record(out, record)
     except (OSError, RuntimeError) as error:
         if not is_disk_error(error):
             raise
         raise StoppedError(f"Could not write to {out} ({error})", "free some space, and start again.") from error
     return record
+
+
+def _attempted(grid: Grid, out: Path, task: Task, device: str) -> Trial | Failure:
+    started = datetime.now(UTC)
+    try:
+        return (_tested if task.learning_rate is None else _trained)(grid, out, task, device, started)
+    except StoppedError:
+        raise
+    except (UserError, RuntimeError, ValueError, OSError) as error:
+        if is_disk_error(error):
+            raise
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        # Records are passed on: where the results lay is nobody's business.
+        return failure(task, task.id, reason.replace(f"{out}/", ""), device, started)
 
 
 def failure(task: Task, name: str, reason: str, device: str, started: datetime) -> Failure:

@@ -95,8 +95,8 @@ def _convergence(study: Study) -> Chart:
     for budget in sorted(budgets, key=lambda budget: budget != usual) or [""]:
         by_epoch: list[Series] = []
         by_time: list[Series] = []
-        for row in study.rows:
-            if row.method == FROZEN or not (row.budget in ("", budget) or _has_own_budget(study, row)):
+        for row in _side_by_side(study, budget):
+            if row.method == FROZEN:
                 continue
             steps = list(zip(*(result.series for result in row.results), strict=False))
             wers = [100 * fmean(epoch.dev_wer for epoch in step) for step in steps]
@@ -172,7 +172,7 @@ def _forgetting(study: Study) -> Chart | None:
 
 def _groups(study: Study, texts: Texts, resamples: int) -> Chart | None:
     usual = _usual_budget(study)
-    rows = [row for row in study.rows if row.budget in ("", usual) or _has_own_budget(study, row)]
+    rows = _side_by_side(study, usual)
     views = []
     fields = dict.fromkeys(field for row in rows for r in row.results for field in r.test.groups)
     for field in fields:
@@ -237,6 +237,11 @@ def _usual_budget(study: Study) -> str:
     return max(
         counts, key=lambda budget: (counts[budget], study.best is not None and budget == study.best.budget), default=""
     )
+
+
+def _side_by_side(study: Study, budget: str) -> list[Row]:
+    """What is shown together at a budget."""
+    return [row for row in study.rows if row.budget in ("", budget) or _has_own_budget(study, row)]
 
 
 def _has_own_budget(study: Study, row: Row) -> bool:

@@ -9,11 +9,11 @@ from rich.table import Table
 from ..errors import UserError
 from .terminal import console
 
-PARTS = ("train", "dev", "test")
-
 
 def portions(split: str) -> dict[str, float]:
     """The shares of train, dev and test, fractions, that "80/10/10" says; a part with no share is left out."""
+    from ..data.listings import PARTS
+
     try:
         shares = [float(part) for part in split.split("/")]
     except ValueError:
@@ -44,6 +44,7 @@ def write_parts(parts: Mapping[Path, Any], overlap: Mapping[Path, float] | None 
 def write_split(cuts: Any, out: Path, split: str, balance: str | None, seed: int) -> None:
     """Split cuts by speaker into OUT/train.jsonl.gz and so on, and print what they hold."""
     from ..data import split_by_speaker, text_overlap
+    from ..data.listings import PARTS
 
     parts = split_by_speaker(cuts, portions(split), seed, balance=balance)
     overlap = text_overlap(parts) if "train" in parts else {}

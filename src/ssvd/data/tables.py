@@ -81,7 +81,7 @@ def json_object(line: str) -> dict[str, Any] | str:
     """The object that a line of JSON holds, or what is wrong with the line."""
     try:
         row = json.loads(line) if is_utf8(line) else "the line is not UTF-8"
-        if "\\ud" in line.lower():
+        if "\\ud" in line.lower():  # an escaped surrogate, perhaps without its other half
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return "the line holds half a character (a surrogate without the other)"
@@ -102,8 +102,8 @@ def read_jsonl(lines: JsonLines) -> list[Utterance | Skipped]:
 
 
 def _lower_keys(row: Mapping[str, Any]) -> dict[str, Any]:
-    nothing = (value != value for value in row.values())  # NaN, as pandas writes it
-    return {name.strip().lower(): None if no else value for (name, value), no in zip(row.items(), nothing, strict=True)}
+    # NaN, which alone differs from itself, is how pandas writes nothing.
+    return {name.strip().lower(): value if value == value else None for name, value in row.items()}
 
 
 def _require_columns(path: Path, columns: Sequence[str]) -> None:
