@@ -24,7 +24,7 @@ from transformers import (
 from ssvd.data import load_audio, read_corpus
 from ssvd.errors import UserError
 from ssvd.methods import apply_method
-from ssvd.speech import SpecAugment, load_check, load_model, load_outline
+from ssvd.speech import Decoding, SpecAugment, load_check, load_model, load_outline
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
 KINDS = {  # model, config, whether it was trained with a mask of the padding
@@ -221,7 +221,7 @@ def test_what_cannot_be_trained_on_is_told(wav2vec2, cuts):
         speech.collate([with_text(short, "4 cats")])
     batch = speech.collate([short])
     with pytest.raises(UserError, match="leave --beams at 1"):
-        speech.transcribe(batch, beams=2)
+        speech.transcribe(batch, Decoding(beams=2))
     with pytest.raises(UserError, match="no label smoothing"):
         speech.loss(batch, label_smoothing=0.1)
     with pytest.raises(UserError, match="use 'transcribe'"):

@@ -23,7 +23,7 @@ from ssvd.data import load_audio, read_corpus
 from ssvd.errors import UserError
 from ssvd.methods import METHODS, apply_method, linear_shapes, parameters
 from ssvd.plan import plan_methods
-from ssvd.speech import SpecAugment, load_check, load_model, load_outline
+from ssvd.speech import Decoding, SpecAugment, load_check, load_model, load_outline
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("espnet2") is None and not os.environ.get("CI"), reason="needs ESPnet: make setup-espnet"
@@ -127,8 +127,8 @@ def test_texts_are_those_of_espnet_greedy_and_with_a_beam_that_joins_ctc(owsm, s
     speech = load_model(owsm)
     batch = speech.collate(cuts[:4], text=False)
     assert speech.transcribe(batch) == stock(owsm, cuts[:4], beam_size=1, ctc_weight=0.0)
-    assert speech.transcribe(batch, beams=3) == stock(owsm, cuts[:4], beam_size=3, ctc_weight=0.3)
-    assert speech.transcribe(batch, beams=3) != speech.transcribe(batch)
+    assert speech.transcribe(batch, Decoding(beams=3)) == stock(owsm, cuts[:4], beam_size=3, ctc_weight=0.3)
+    assert speech.transcribe(batch, Decoding(beams=3)) != speech.transcribe(batch)
 
 
 def test_the_loss_is_that_of_espnet_on_what_its_preprocessor_makes(owsm, cuts):
@@ -241,7 +241,7 @@ def test_owsm_ctc_learns_and_decodes(owsm_ctc, cuts):
     together = speech.transcribe(speech.collate(cuts[:3], text=False))
     assert together == [speech.transcribe(speech.collate([cut], text=False))[0] for cut in cuts[:3]]
     with pytest.raises(UserError, match="decodes greedily"):
-        speech.transcribe(batch, beams=4)
+        speech.transcribe(batch, Decoding(beams=4))
     network, layers = load_outline(owsm_ctc)
     assert layers == speech.adaptable_layers()
     assert parameters(network) == parameters(speech.module)

@@ -14,7 +14,7 @@ from ssvd.data import load_audio, read_corpus
 from ssvd.data.batches import ByCount
 from ssvd.errors import UserError
 from ssvd.methods import METHODS
-from ssvd.speech import load_model
+from ssvd.speech import Decoding, load_model
 from test_espnet import cut_of, make_owsm, owsm, pretraining, pytestmark  # noqa: F401
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "espnet_myst"
@@ -149,7 +149,7 @@ def test_what_espnet_saved_decodes_with_espnet_on_the_right_base(recipe, train, 
     cut = next(iter(read_corpus(corpora["child"]).cuts))
     search.maxlenratio = -40
     speech = load_model(undropped)
-    text = speech.transcribe(speech.collate([cut], text=False), max_new_tokens=40)[0]
+    text = speech.transcribe(speech.collate([cut], text=False), Decoding(max_new_tokens=40))[0]
     assert search(load_audio(cut, 16000))[0][3].strip() != text
 
 

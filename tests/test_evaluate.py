@@ -15,6 +15,7 @@ from ssvd.errors import UserError
 from ssvd.evaluate import evaluate
 from ssvd.runs import load_adapted
 from ssvd.scoring import score
+from ssvd.speech import Transcript
 from ssvd.transcribe import transcribe_files
 
 
@@ -98,11 +99,11 @@ def test_systems_differ_in_nothing_but_the_adapter(run, embedded, corpora, tmp_p
         (folder / "config.yaml").write_text(yaml.safe_dump(config | {"window": window}))
     seen = []
 
-    def transcribe(self, batch, **options):
+    def decode(self, batch, decoding):
         seen.append(self.window)
-        return ["text"] * len(batch.ids)
+        return [Transcript("text", "text")] * len(batch.ids)
 
-    monkeypatch.setattr("ssvd.speech.Whisper.transcribe", transcribe)
+    monkeypatch.setattr("ssvd.speech.Whisper.decode", decode)
     code, out, _ = ssvd("evaluate", embedded, corpora["adult"], "--adapter", runs[0], "--adapter", runs[1])
     assert code == 0 and seen == [used] * 3 and "a-run" in out and "b-run" in out
 
@@ -110,7 +111,7 @@ def test_systems_differ_in_nothing_but_the_adapter(run, embedded, corpora, tmp_p
 @pytest.fixture
 def undecoded(monkeypatch):
     """Decoding before everything given is checked would be lost time."""
-    monkeypatch.setattr("ssvd.speech.Whisper.transcribe", lambda *args, **kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr("ssvd.speech.Whisper.decode", lambda *args, **kwargs: pytest.fail("decoded"))
 
 
 def test_runs_of_the_same_name_are_refused_rather_than_overwritten(run, embedded, corpora, tmp_path, undecoded):

@@ -21,9 +21,10 @@ from transformers import (
 )
 
 from ssvd.errors import UserError
-from ssvd.speech import SpecAugment, Whisper, load_model
+from ssvd.speech import Decoding, SpecAugment, Whisper, load_model
 
 RATE = 16000
+GREEDY = Decoding(fallback=None)
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|nl|>", "<|translate|>", "<|transcribe|>"]
 SPECIAL += ["<|notimestamps|>"]
 
@@ -183,7 +184,8 @@ def test_detects_the_language_as_transformers_does(checkpoints, tmp_path):
     detected = speech.module.detect_language(batch.features)
     assert speech._detect(batch.features) == [speech._tokenizer.decode(token).strip("<|>") for token in detected]
     stated = batch._replace(languages=speech._detect(batch.features))
-    assert speech.transcribe(batch, max_new_tokens=5) == speech.transcribe(stated, max_new_tokens=5)
+    short = Decoding(max_new_tokens=5)
+    assert speech.transcribe(batch, short) == speech.transcribe(stated, short)
 
 
 def test_translation(checkpoints, cuts):
@@ -339,15 +341,15 @@ def test_transcribes_as_transformers_does(checkpoints, cuts, beams):
         batch.features, language=["nl", "en", "nl"], task="transcribe", num_beams=beams, max_new_tokens=8
     )
     expected = [text.strip() for text in speech._tokenizer.batch_decode(stock, skip_special_tokens=True)]
-    assert speech.transcribe(batch, beams=beams, max_new_tokens=8) == expected
+    assert speech.transcribe(batch, Decoding(beams, 8, fallback=None)) == expected
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_texts_do_not_depend_on_the_batch(checkpoints, tmp_path, beams):
     speech = model(checkpoints["characters"])
     cuts = [make_cut(tmp_path, f"{i}", 0.1 + 0.25 * i, None) for i in range(7)]
-    together = speech.transcribe(speech.collate(cuts, text=False), beams=beams)
-    alone = [speech.transcribe(speech.collate([cut], text=False), beams=beams)[0] for cut in cuts]
+    together = speech.transcribe(speech.collate(cuts, text=False), Decoding(beams))
+    alone = [speech.transcribe(speech.collate([cut], text=False), Decoding(beams))[0] for cut in cuts]
     assert together == alone
     assert len(together[0]) <= 16 + 3 < max(len(text) for text in together)
 
@@ -361,15 +363,15 @@ def test_long_recordings_are_cut_at_pauses(checkpoints, tmp_path):
     pieces = speech._split(samples)
     assert np.array_equal(np.concatenate(pieces), samples)
     assert np.cumsum([len(piece) / RATE for piece in pieces])[:-1] == pytest.approx([1.5, 3.1, 4.4, 5.7], abs=0.1)
-    texts = [speech.transcribe_audio(piece) for piece in pieces]
+    texts = [speech.transcribe_audio(piece, GREEDY) for piece in pieces]
     expected = " ".join(filter(None, texts))
-    assert speech.transcribe_audio(samples, batch_size=2) == expected
+    assert speech.transcribe_audio(samples, GREEDY, batch_size=2) == expected
     soundfile.write(tmp_path / "long.wav", samples, RATE, subtype="FLOAT")
     short = make_cut(tmp_path, "short", 0.5, None)
     long = Recording.from_file(tmp_path / "long.wav").to_cut()
     batch = speech.collate([short, long, short], text=False)
     assert batch.pieces == [1, 5, 1]
-    assert speech.transcribe(batch)[1] == expected
+    assert speech.transcribe(batch, GREEDY)[1] == expected
 
 
 def test_silence_noise_and_nothing(checkpoints):

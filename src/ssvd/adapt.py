@@ -43,7 +43,7 @@ from .hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from .methods import apply_method, find_method, trainable_parameters
 from .runs import read_config, sample_weights
 from .scoring import normaliser, score, usual_normaliser
-from .speech import SpecAugment, SpeechModel, load_model
+from .speech import Decoding, Fallback, SpecAugment, SpeechModel, load_model
 from .tuners import SSVDModel
 
 # Options that change how fast a run is, and what it computes by rounding at most: a continued run may change them.
@@ -86,6 +86,7 @@ class AdaptOptions(BaseModel):
     patience: int = Field(4, ge=1)
     dev_limit: int = Field(500, ge=1)
     beams: int = Field(1, ge=1)
+    fallback: bool = True
     seed: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
     prefetch: int = Field(2, ge=1)
@@ -220,6 +221,7 @@ class Adaptation(lightning.LightningModule):
         self.speech, self.options, self.run_folder, self.console = speech, options, run, console
         self.train_cuts, self.dev_cuts, self.learning_rate = train, dev, learning_rate
         language = common_language(CutSet.from_cuts(dev)) or speech.language
+        self._decoding = Decoding(options.beams, fallback=Fallback() if options.fallback else None)
         self.normaliser = options.normaliser or usual_normaliser(language)
         normaliser(self.normaliser)  # refuses an unknown one before any work
         self.text_style = options.text_style
@@ -326,7 +328,7 @@ class Adaptation(lightning.LightningModule):
         self._hypotheses.clear()
 
     def validation_step(self, batch: Any, index: int) -> None:
-        texts = self.speech.transcribe(batch, beams=self.options.beams)
+        texts = self.speech.transcribe(batch, self._decoding)
         self._hypotheses += zip(batch.ids, texts, strict=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -450,11 +452,12 @@ class Adaptation(lightning.LightningModule):
             "model": options.model,
             "method": options.method,
             "trainable_parameters": trained,
-            "trainable_share": trained / (total if options.method == "full" else total - trained),
+            "trainable_share": trained / (total - trained if isinstance(self.network, PeftModel) else total),
             "zero_shot_dev_wer": self.series[0]["dev_wer"],
             "best_epoch": best["epoch"],
             "best_dev_wer": best["dev_wer"],
             "normaliser": self.normaliser,
+            "decoding": self._decoding.as_dict(has_fallback=self.speech.has_fallback),
             "text_style": self.text_style,
             "learning_rate": self.learning_rate,
             "training_seconds": round(self.seconds, 2),

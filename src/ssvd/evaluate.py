@@ -16,7 +16,7 @@ from .hardware import pick_device
 from .runs import check_run, load_adapted, read_config
 from .scoring import Comparison, Score, compare, score, score_by, usual_normaliser
 from .scoring import normaliser as find_normaliser
-from .speech import SpeechModel, load_model
+from .speech import DEFAULT_DECODING, Decoding, SpeechModel, Transcript, load_model
 
 BASE = "base"
 
@@ -30,6 +30,7 @@ class Evaluation:
         system: "base", or the run folder of an adapter.
         normaliser: Of both texts before scoring.
         score: Over all utterances.
+        without_fallback: The same of what the first search found; None where decoding had no fallback.
         groups: field -> value -> score.
         comparison: With the base model on the same utterances; None for the base model itself.
         seconds: Of decoding.
@@ -39,6 +40,7 @@ class Evaluation:
     system: str
     normaliser: str
     score: Score
+    without_fallback: Score | None
     groups: dict[str, dict[str, Score]]
     comparison: Comparison | None
     seconds: float
@@ -50,6 +52,7 @@ class Evaluation:
             "system": self.system,
             "normaliser": self.normaliser,
             **self.score.as_dict(),
+            "without_fallback": None if self.without_fallback is None else self.without_fallback.as_dict(),
             "groups": {
                 name: {value: part.as_dict() for value, part in parts.items()} for name, parts in self.groups.items()
             },
@@ -68,7 +71,7 @@ def evaluate(
     normaliser: str | None = None,
     window: float | None = None,
     language: str | None = None,
-    beams: int = 1,
+    decoding: Decoding = DEFAULT_DECODING,
     batch_size: int = 16,
     skip_bad: bool = False,
     device: str = "auto",
@@ -86,6 +89,7 @@ def evaluate(
         where: Conditions on fields; see `ssvd.data.select`.
         by: Fields to break down by; see `ssvd.scoring.score_by`.
         normaliser: Default for each corpus: the usual one of the language that its utterances or the model state.
+        decoding: How texts are searched for.
         out: Folder for `result.json` and `hypotheses/SYSTEM-CORPUS.jsonl`.
         on_progress: Called with (system, corpus, utterances done, of how many).
         on_note: Called with what reading a corpus took for granted, a sentence.
@@ -111,7 +115,7 @@ def evaluate(
         chosen[name] = by_length(cuts)
     first = read_config(adapters[0]) if adapters else {}
     window, language = window or first.get("window"), language or first.get("language")
-    texts: dict[tuple[str, str], list[str]] = {}
+    texts: dict[tuple[str, str], list[Transcript]] = {}
     seconds: dict[tuple[str, str], float] = {}
     systems = [BASE, *(str(run) for run in adapters)]
     labels = dict(zip(systems, [BASE, *short_names(adapters, "adapters")], strict=True))
@@ -121,6 +125,7 @@ def evaluate(
         if system == BASE:
             speech = load_model(model, window=window, language=language)
             window = speech.window
+            how = decoding.as_dict(has_fallback=speech.has_fallback)
             normalisers = {
                 name: normaliser or usual_normaliser(common_language(cuts) or speech.language)
                 for name, cuts in chosen.items()
@@ -133,7 +138,7 @@ def evaluate(
         for name, cuts in chosen.items():
             started = time.monotonic()
             texts[system, name] = []
-            for text in decode(speech, cuts, beams=beams, batch_size=batch_size):
+            for text in decode(speech, cuts, decoding, batch_size=batch_size):
                 texts[system, name].append(text)
                 if on_progress is not None:
                     on_progress(system, name, len(texts[system, name]), len(cuts))
@@ -141,7 +146,8 @@ def evaluate(
             if out is not None:
                 rows = [
                     {"id": cut.id, "speaker": field_value(cut, "speaker")}
-                    | {"reference": field_value(cut, "text"), "hypothesis": text}
+                    | {"reference": field_value(cut, "text"), "hypothesis": text.text}
+                    | ({} if text.first == text.text else {"without_fallback": text.first})
                     for cut, text in zip(cuts, texts[system, name], strict=True)
                 ]
                 write_json_lines(out / "hypotheses" / f"{labels[system]}-{name}.jsonl", rows)
@@ -150,8 +156,10 @@ def evaluate(
         normaliser = normalisers[name]
         references = [field_value(cut, "text") for cut in cuts]
         speakers = [field_value(cut, "speaker") for cut in cuts]
+        base = [transcript.text for transcript in texts[BASE, name]]
         for system in systems:
-            hypotheses = texts[system, name]
+            hypotheses = [transcript.text for transcript in texts[system, name]]
+            before = [transcript.first for transcript in texts[system, name]]
             records = _records(cuts, hypotheses, by)
             evaluations.append(
                 Evaluation(
@@ -159,16 +167,19 @@ def evaluate(
                     system=system,
                     normaliser=normaliser,
                     score=score(references, hypotheses, speakers=speakers, normaliser=normaliser),
+                    without_fallback=score(references, before, speakers=speakers, normaliser=normaliser)
+                    if how["fallback"]
+                    else None,
                     groups={field: score_by(records, field, normaliser=normaliser) for field in by},
                     comparison=None
                     if system == BASE
-                    else compare(references, texts[BASE, name], hypotheses, speakers=speakers, normaliser=normaliser),
+                    else compare(references, base, hypotheses, speakers=speakers, normaliser=normaliser),
                     seconds=seconds[system, name],
                 )
             )
     if out is not None:
         rows = [evaluation.as_dict() for evaluation in evaluations]
-        write_json(out / "result.json", {"model": model, "beams": beams, "results": rows})
+        write_json(out / "result.json", {"model": model, "decoding": how, "results": rows})
     return evaluations, skipped
 
 
@@ -186,10 +197,12 @@ def check_fields(cuts: CutSet, by: Sequence[str], name: str | Path) -> None:
         score_by(_records(cuts, [""] * len(cuts), by), field, resamples=2)
 
 
-def decode(speech: SpeechModel, cuts: Sequence[Any], *, beams: int = 1, batch_size: int = 16) -> Iterator[str]:
+def decode(
+    speech: SpeechModel, cuts: Sequence[Any], decoding: Decoding = DEFAULT_DECODING, *, batch_size: int = 16
+) -> Iterator[Transcript]:
     """The text of each utterance, in their order."""
     for start in range(0, len(cuts), batch_size):
-        yield from speech.transcribe(speech.collate(cuts[start : start + batch_size], text=False), beams=beams)
+        yield from speech.decode(speech.collate(cuts[start : start + batch_size], text=False), decoding)
 
 
 def _records(cuts: Sequence[Any], texts: Sequence[str], by: Sequence[str]) -> list[dict[str, Any]]:

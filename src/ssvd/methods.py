@@ -12,6 +12,7 @@ from typing import Any
 
 from peft import LoraConfig, OFTConfig, PeftConfig, PsoftConfig, VeraConfig, get_peft_model
 from torch import nn
+from transformers import PreTrainedModel
 
 from ssvd.errors import UserError
 from ssvd.spectral import pattern_size, rotation_size, step_products
@@ -91,6 +92,7 @@ class Method:
         config: PEFT configuration of these layers at a setting; None for methods without PEFT.
         products: Multiplications of a training step of a layer at a setting for so many tokens, beyond the two products
             y and dx of the frozen layer.
+        part: What a method without PEFT trains of a model; None for nothing.
         frozen_numbers: What the adapter file holds beside the trained parameters.
     """
 
@@ -102,6 +104,7 @@ class Method:
     count: Callable[[Shapes, float], int]
     config: Callable[[Shapes, float], PeftConfig] | None
     products: Callable[[Shape, float, int], int]
+    part: Callable[[nn.Module], nn.Module | None] = lambda module: None
     frozen_numbers: Callable[[Shapes, float], int] = lambda shapes, setting: 0
 
     @property
@@ -184,7 +187,8 @@ def apply_method(
         options: Further fields of the method's PEFT configuration, which come before those of the table.
 
     Returns:
-        A `PeftModel`, or the module itself with all of its parameters trainable (method "full") or none ("frozen").
+        A `PeftModel`, or the module itself with all of its parameters trainable (method "full"), those of its encoder
+        ("full encoder") or none ("frozen").
 
     Raises:
         UserError: A value is wrong, or a layer does not exist or cannot be adapted.
@@ -197,7 +201,11 @@ def apply_method(
         raise UserError(f"The method {name!r} has no token stride: leave it at 1.")
     setting = method.setting(shapes, Budget.parse(budget), parameters(module), tolerance)
     if method.config is None:
-        return module.requires_grad_(name == "full")
+        module.requires_grad_(False)
+        part = method.part(module)
+        if part is not None:
+            part.requires_grad_(True)
+        return module
     # Full names can be ends of longer ones, which PEFT would adapt too.
     longer = [n for n, _ in module.named_modules() if n not in shapes and n.endswith(tuple(f".{s}" for s in shapes))]
     if longer:
@@ -219,6 +227,21 @@ def apply_method(
 def parameters(module: nn.Module) -> int:
     """Number of parameters of a model, whether they are trained or not."""
     return sum(p.numel() for p in module.parameters())
+
+
+def encoder(module: nn.Module) -> nn.Module:
+    """The encoder of a recogniser that has a decoder beside it.
+
+    Raises:
+        UserError: It has none.
+    """
+    has_decoder = getattr(module, "decoder", None) is not None or (
+        hasattr(module, "get_decoder") and getattr(module.config, "is_encoder_decoder", False)
+    )
+    if not has_decoder:
+        raise UserError("The model has no decoder beside its encoder: use the method 'full'.")
+    found: nn.Module = module.get_encoder() if isinstance(module, PreTrainedModel) else module.get_submodule("encoder")
+    return found
 
 
 def trainable_parameters(module: nn.Module) -> int:
@@ -359,7 +382,7 @@ def _vera() -> Method:
         return int(rank) * (max(m for m, _ in shapes.values()) + max(n for _, n in shapes.values()))
 
     rates = (3e-3, 1e-2, 3e-2)
-    return Method("vera", "2310.11454", rates, "rank", _ranks, count, config, products, shared)
+    return Method("vera", "2310.11454", rates, "rank", _ranks, count, config, products, frozen_numbers=shared)
 
 
 def _psoft() -> Method:
@@ -397,15 +420,19 @@ def _oft() -> Method:
     return Method("oft", "2306.07280", (1e-4, 3e-4, 1e-3), "block", settings, count, config, products)
 
 
-def _without_peft(name: str, rates: tuple[float, ...]) -> Method:
+def _without_peft(
+    name: str, rates: tuple[float, ...], part: Callable[[nn.Module], nn.Module | None], layers: str | None
+) -> Method:
+    """Trains a part of the model and of its linear layers those whose names hold `layers`; None for none."""
+
     def products(shape: Shape, setting: float, tokens: int) -> int:
-        return tokens * shape[0] * shape[1] if name == "full" else 0
+        return 0 if layers is None else tokens * shape[0] * shape[1]
 
-    # What is trained of the layers; full fine-tuning trains everything else too.
+    # What is trained of the layers; the part has other parameters too.
     def count(shapes: Shapes, setting: float) -> int:
-        return sum(m * n for m, n in shapes.values()) if name == "full" else 0
+        return sum(m * n for name, (m, n) in shapes.items() if layers is not None and layers in name)
 
-    return Method(name, "", rates, "", lambda shapes: (), count, None, products)
+    return Method(name, "", rates, "", lambda shapes: (), count, None, products, part)
 
 
 METHODS = {
@@ -428,7 +455,8 @@ METHODS = {
         _svft("svft top-k", "top-k", (1e-3, 3e-3, 1e-2)),
         _psoft(),
         _oft(),
-        _without_peft("full", (1e-5, 3e-5, 1e-4)),
-        _without_peft("frozen", (1e-5,)),
+        _without_peft("full", (1e-5, 3e-5, 1e-4), lambda module: module, ""),
+        _without_peft("full encoder", (1e-5, 3e-5, 1e-4), encoder, "encoder."),
+        _without_peft("frozen", (1e-5,), lambda module: None, None),
     )
 }

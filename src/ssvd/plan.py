@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .errors import UserError
 from .methods import METHODS, Budget, linear_shapes, parameters
 from .speech import load_outline
@@ -84,8 +86,14 @@ def plan_methods(model: str | Path, budget: str = "p=0.4", tokens: int = 8000) -
         except UserError as error:
             rows.append(PlannedMethod(name, "", reason=str(error)))
             continue
-        count = total if name == "full" else method.count(shapes, setting)
+        try:
+            part = method.part(module)
+        except UserError as error:
+            rows.append(PlannedMethod(name, "", reason=str(error)))
+            continue
+        count = method.count(shapes, setting) if part is None else parameters(part)
         frozen = 2 * tokens * sum(m * n for m, n in shapes.values())
+        trained = shapes if part is None else linear_shapes(module, _inside(module, layers, part))
         rows.append(
             PlannedMethod(
                 name,
@@ -94,7 +102,13 @@ def plan_methods(model: str | Path, budget: str = "p=0.4", tokens: int = 8000) -
                 count / total,
                 BYTES * (count + method.frozen_numbers(shapes, setting)),
                 3 * BYTES * count,
-                1 + sum(method.products(shape, setting, tokens) for shape in shapes.values()) / frozen,
+                1 + sum(method.products(shape, setting, tokens) for shape in trained.values()) / frozen,
             )
         )
     return Planned(str(model), total, len(layers), budget, tokens, rows)
+
+
+def _inside(module: nn.Module, layers: list[str], part: nn.Module) -> list[str]:
+    """The layers that belong to a part of a model."""
+    inside = set(part.modules())
+    return [name for name in layers if module.get_submodule(name) in inside]

@@ -7,7 +7,7 @@ from .data import load_audio, read_recording
 from .errors import UserError
 from .hardware import pick_device
 from .runs import load_adapted
-from .speech import load_model
+from .speech import DEFAULT_DECODING, Decoding, load_model
 
 
 def transcribe_files(
@@ -17,7 +17,7 @@ def transcribe_files(
     *,
     window: float | None = None,
     language: str | None = None,
-    beams: int = 1,
+    decoding: Decoding = DEFAULT_DECODING,
     batch_size: int = 8,
     device: str = "auto",
 ) -> Iterator[tuple[Path, str, str | None]]:
@@ -26,7 +26,7 @@ def transcribe_files(
     Args:
         model: The base checkpoint.
         adapter: A run folder.
-        window, language, beams, batch_size: See `SpeechModel.transcribe_audio`.
+        window, language, decoding, batch_size: See `SpeechModel.transcribe_audio`.
 
     Raises:
         UserError: The model or the run folder cannot be used.
@@ -42,4 +42,4 @@ def transcribe_files(
         except (UserError, ValueError) as error:
             yield path, "", str(error)
             continue
-        yield path, speech.transcribe_audio(samples, beams=beams, batch_size=batch_size), None
+        yield path, speech.transcribe_audio(samples, decoding, batch_size=batch_size), None

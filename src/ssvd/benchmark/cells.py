@@ -23,7 +23,7 @@ from ..hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ..methods import Budget, find_method, linear_shapes, parameters
 from ..runs import load_adapted, read_config
 from ..scoring import score, score_by, usual_normaliser
-from ..speech import load_model, load_outline
+from ..speech import Decoding, Fallback, Transcript, load_model, load_outline
 from .grid import CorpusParts, Grid, Group
 from .results import (
     Cell,
@@ -288,13 +288,18 @@ def _tested(grid: Grid, out: Path, task: Task, device: str, started: datetime) -
     corpora = {part: read_corpus(part_path(out, group.corpus, part)).cuts for part in (TEST, *parts.sources)}
     spoken = common_language(corpora[TEST]) or speech.language
     normaliser = grid.training.get("normaliser") or usual_normaliser(spoken)
+    fallback = Fallback() if grid.training.get("fallback", True) else None
+    decoding = Decoding(grid.training.get("beams", 1), fallback=fallback)
+    settings = decoding.as_dict(has_fallback=speech.has_fallback)
     scores, audio = {}, {}
     for part, corpus in corpora.items():
         cuts = by_length(corpus)
-        texts = decode(speech, cuts, beams=grid.training.get("beams", 1), batch_size=DECODED_AT_ONCE)
+        texts = decode(speech, cuts, decoding, batch_size=DECODED_AT_ONCE)
         hypotheses = [_hypothesis(cut, text, parts.by) for cut, text in zip(cuts, texts, strict=True)]
         write_hypotheses(out, task.id, part, hypotheses)
         scores[part] = _score(hypotheses, normaliser, parts.by if part == TEST else [])
+        if settings["fallback"]:
+            scores[part] = scores[part].model_copy(update={"wer_without_fallback": _first_wer(hypotheses, normaliser)})
         if part == TEST:
             audio = _audio(cuts, out)
     own = _origin(device, started)
@@ -323,19 +328,21 @@ def _tested(grid: Grid, out: Path, task: Task, device: str, started: datetime) -
         **training,
         search={f"{rate:g}": wer for rate, wer in task.searched},
         normaliser=normaliser,
+        decoding=settings,
         test=scores.pop(TEST),
         sources=scores,
         audio=audio,
     )
 
 
-def _hypothesis(cut: Any, text: str, by: list[str]) -> Hypothesis:
+def _hypothesis(cut: Any, text: Transcript, by: list[str]) -> Hypothesis:
     fields = {name: field_value(cut, name) for name in (field.partition(":")[0] for field in by)}
     return Hypothesis(
         id=cut.id,
         speaker=field_value(cut, "speaker"),
         reference=field_value(cut, "text"),
-        hypothesis=text,
+        hypothesis=text.text,
+        without_fallback=None if text.first == text.text else text.first,
         fields=fields,
     )
 
@@ -356,6 +363,13 @@ def _score(hypotheses: list[Hypothesis], normaliser: str, by: Iterable[str]) -> 
         for field in by
     }
     return TestScore(**total.as_dict(), groups=groups)
+
+
+def _first_wer(hypotheses: list[Hypothesis], normaliser: str) -> float | None:
+    """WER of what the first searches found."""
+    references = [h.reference for h in hypotheses]
+    first = [h.hypothesis if h.without_fallback is None else h.without_fallback for h in hypotheses]
+    return score(references, first, normaliser=normaliser, resamples=2).wer
 
 
 def _audio(cuts: list[Any], out: Path) -> dict[str, str]:

@@ -33,6 +33,7 @@ class TestScore(_Record):
     utterances: int
     words: int
     wer: float | None
+    wer_without_fallback: float | None = None  # of the first search; None where decoding had no fallback
     wer_interval: tuple[float, float] | None
     substitutions: int
     deletions: int
@@ -104,6 +105,7 @@ class Result(Trial):
 
     search: dict[str, float | None] = {}  # learning rate -> best dev WER; None where the training failed
     normaliser: str
+    decoding: dict[str, Any] | None = None  # of the test; see `ssvd.speech.Decoding`
     test: TestScore
     sources: dict[str, TestScore] = {}  # corpora of the domain that the model comes from
     audio: dict[str, str] = {}  # utterance of the test set -> its file, relative to the results where inside
@@ -126,6 +128,7 @@ class Hypothesis(_Record):
     speaker: str | None
     reference: str
     hypothesis: str
+    without_fallback: str | None = None  # what the first search found, where that is another text
     fields: dict[str, str | float | int | None] = {}
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import UserError
-from .options import BatchSize, Beams, Budget, Device, Language, Normaliser, SkipBad, Where, Window
+from .options import BatchSize, Beams, Budget, Device, Fallback, Language, Normaliser, Seed, SkipBad, Where, Window
 from .terminal import console, errors, in_bytes, list_notes, list_skipped
 
 
@@ -97,6 +97,7 @@ def adapt(
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better dev WER.")] = 4,
     dev_limit: Annotated[int, typer.Option(help="Dev utterances decoded after each epoch, at most.")] = 500,
     beams: Beams = 1,
+    fallback: Fallback = True,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that read audio; 0 reads in this one.")] = 0,
     prefetch: Annotated[int, typer.Option(help="Batches that each of them reads ahead.")] = 2,
@@ -138,6 +139,8 @@ def evaluate(
     window: Window = None,
     language: Language = None,
     beams: Beams = 1,
+    fallback: Fallback = True,
+    seed: Seed = 0,
     batch_size: BatchSize = 16,
     skip_bad: SkipBad = False,
     device: Device = "auto",
@@ -157,7 +160,7 @@ def evaluate(
             normaliser=normaliser,
             window=window,
             language=language,
-            beams=beams,
+            decoding=_decoding(beams, fallback, seed),
             batch_size=batch_size,
             skip_bad=skip_bad,
             device=device,
@@ -179,6 +182,8 @@ def transcribe(
     window: Window = None,
     language: Language = None,
     beams: Beams = 1,
+    fallback: Fallback = True,
+    seed: Seed = 0,
     batch_size: BatchSize = 8,
     device: Device = "auto",
     skip_bad: SkipBad = False,
@@ -188,8 +193,9 @@ def transcribe(
     from ..transcribe import transcribe_files
 
     failed = False
+    decoding = _decoding(beams, fallback, seed)
     for path, text, error in transcribe_files(
-        model, files, adapter, window=window, language=language, beams=beams, batch_size=batch_size, device=device
+        model, files, adapter, window=window, language=language, decoding=decoding, batch_size=batch_size, device=device
     ):
         if error is not None:
             errors.print(f"[red]Error:[/] {escape(error)}", highlight=False)
@@ -222,20 +228,38 @@ def merge(
     console.print(f"{out} holds the merged model; load it with transformers' from_pretrained.")
 
 
+def _decoding(beams: int, fallback: bool, seed: int) -> Any:
+    from ..speech import Decoding
+    from ..speech import Fallback as Rules
+
+    return Decoding(beams, fallback=Rules(seed=seed) if fallback else None)
+
+
 def _scores(evaluations: list[Any]) -> Table:
     from ..data import short_names
     from ..evaluate import BASE
 
-    columns = ("corpus", "system", "utt.", "words", "WER", "95 %", "sub/del/ins", "CER", "change, 95 %, p")
+    columns = (
+        "corpus",
+        "system",
+        "utt.",
+        "words",
+        "WER",
+        "95 %",
+        "no fallback",
+        "sub/del/ins",
+        "CER",
+        "change, 95 %, p",
+    )
     table = Table(*columns, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     runs = list(dict.fromkeys(evaluation.system for evaluation in evaluations if evaluation.system != BASE))
     names = {BASE: BASE} | dict(zip(runs, short_names(runs, "adapters"), strict=True))
     for evaluation in evaluations:
         system = names[evaluation.system]
-        rows = [(evaluation.corpus, system, evaluation.score, evaluation.comparison)]
+        rows = [(evaluation.corpus, system, evaluation.score, evaluation.without_fallback, evaluation.comparison)]
         for field, parts in evaluation.groups.items():
-            rows += [(f"  {field.partition(':')[0]}={value}", "", part, None) for value, part in parts.items()]
-        for corpus, system, score, comparison in rows:
+            rows += [(f"  {field.partition(':')[0]}={value}", "", part, None, None) for value, part in parts.items()]
+        for corpus, system, score, first, comparison in rows:
             table.add_row(
                 corpus,
                 system,
@@ -243,6 +267,7 @@ def _scores(evaluations: list[Any]) -> Table:
                 str(score.words),
                 f"{score.wer:.1%}",
                 _interval(score.wer_interval),
+                "" if first is None or first.wer is None else f"{first.wer:.1%}",
                 f"{score.substitutions}/{score.deletions}/{score.insertions}",
                 f"{score.cer:.1%}",
                 ""

@@ -14,11 +14,24 @@ from transformers import AutoConfig
 
 from ..errors import UserError
 from .ctc import Ctc
+from .decoding import DEFAULT_DECODING, Decoding, Fallback, Transcript
 from .espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
 from .spec_augment import SpecAugment
 from .whisper import Batch, Whisper
 
-__all__ = ["Batch", "SpecAugment", "SpeechModel", "Whisper", "load_check", "load_model", "load_outline"]
+__all__ = [
+    "DEFAULT_DECODING",
+    "Batch",
+    "Decoding",
+    "Fallback",
+    "SpecAugment",
+    "SpeechModel",
+    "Transcript",
+    "Whisper",
+    "load_check",
+    "load_model",
+    "load_outline",
+]
 
 # Not WavLM, whose attention takes weights out of their layers and so goes past adapters; nor data2vec, whose texts
 # depend on how much padding an utterance has.
@@ -34,6 +47,7 @@ class SpeechModel(Protocol):
         sampling_rate: Hz.
         window: The longest utterance that is read at once, in seconds.
         language: Code of the one language that it writes; None where that depends on the utterance.
+        has_fallback: Whether decoding searches again for texts that repeat themselves; see `Fallback`.
     """
 
     module: nn.Module
@@ -41,6 +55,7 @@ class SpeechModel(Protocol):
     sampling_rate: int
     window: float
     language: str | None
+    has_fallback: bool
 
     def adaptable_layers(self) -> list[str]:
         """Names in `module`, not yet wrapped, of the linear layers that an adapter may change."""
@@ -57,16 +72,18 @@ class SpeechModel(Protocol):
     def loss(self, batch: Any, *, label_smoothing: float | None = None) -> torch.Tensor:
         """The mean loss over the batch, a float32 scalar; with the family's own label smoothing by default."""
 
-    def transcribe(self, batch: Any, *, beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
+    def decode(self, batch: Any, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
+        """The text of each utterance of the batch, and what the first search found."""
+
+    def transcribe(self, batch: Any, decoding: Decoding = DEFAULT_DECODING) -> list[str]:
         """The text of each utterance of the batch."""
 
     def transcribe_audio(
         self,
         samples: np.ndarray,
+        decoding: Decoding = DEFAULT_DECODING,
         *,
         language: str | None = None,
-        beams: int = 1,
-        max_new_tokens: int | None = None,
         batch_size: int = 8,
     ) -> str:
         """The text of mono samples of any length at `sampling_rate`."""

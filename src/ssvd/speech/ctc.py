@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, Auto
 
 from ..data import load_audio
 from ..errors import UserError
-from .decoding import evaluation_mode, split_at_pauses
+from .decoding import DEFAULT_DECODING, Decoding, Transcript, evaluation_mode, split_at_pauses
 from .spec_augment import SpecAugment
 from .transformers_checkpoint import load_network
 
@@ -68,6 +68,7 @@ class Ctc:
             raise UserError(f"A window of {window:g} s is not possible: give more than 0.")
         self.module: nn.Module = module
         self.spec_augment: SpecAugment | None = None
+        self.has_fallback = False
         self.sampling_rate: int = extractor.sampling_rate
         self.window: float = window or WINDOW
         self.language: str | None = language
@@ -222,7 +223,11 @@ class Ctc:
             mask = (torch.arange(samples.shape[1], device=samples.device) < lengths.to(samples.device)[:, None]).long()
         return self.module(input_values=samples, attention_mask=mask).logits
 
-    def transcribe(self, batch: CtcBatch, *, beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
+    def decode(self, batch: CtcBatch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
+        """See `transcribe`: there is one search."""
+        return [Transcript(text, text) for text in self.transcribe(batch, decoding)]
+
+    def transcribe(self, batch: CtcBatch, decoding: Decoding = DEFAULT_DECODING) -> list[str]:
         """The text of each utterance: the likeliest token of each frame, by itself.
 
         It does not depend on the others of its batch: models that were trained without a mask of the padding read each
@@ -231,7 +236,7 @@ class Ctc:
         Raises:
             UserError: A search with beams is asked for, or a limit of tokens.
         """
-        if beams > 1 or max_new_tokens is not None:
+        if decoding.beams > 1 or decoding.max_new_tokens is not None:
             raise UserError("CTC models decode greedily, all frames at once: leave --beams at 1.")
         rows_at_once = len(batch.lengths) if self._extractor.return_attention_mask else 1
         texts: list[str] = []
@@ -250,25 +255,24 @@ class Ctc:
     def transcribe_audio(
         self,
         samples: np.ndarray,
+        decoding: Decoding = DEFAULT_DECODING,
         *,
         language: str | None = None,
-        beams: int = 1,
-        max_new_tokens: int | None = None,
         batch_size: int = 8,
     ) -> str:
         """The text of a recording of any length, cut into windows at its pauses, each decoded on its own.
 
         Args:
             samples: float array (samples,), mono, at `sampling_rate`, within [-1, 1].
+            decoding: See `transcribe`.
             language: Not looked at.
-            beams, max_new_tokens: See `transcribe`.
             batch_size: Pieces decoded at once.
         """
         pieces = self._split(np.asarray(samples, dtype=np.float32))
         texts: list[str] = []
         for start in range(0, len(pieces), batch_size):
             batch = self._batch([""], [pieces[start : start + batch_size]])
-            texts += self.transcribe(batch, beams=beams, max_new_tokens=max_new_tokens)
+            texts += self.transcribe(batch, decoding)
         return " ".join(filter(None, texts))
 
     @staticmethod

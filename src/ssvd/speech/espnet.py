@@ -18,7 +18,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from ..data import field_value, load_audio
 from ..errors import UserError
-from .decoding import evaluation_mode, split_at_pauses, whole_windows
+from .decoding import DEFAULT_DECODING, Decoding, Transcript, evaluation_mode, split_at_pauses, whole_windows
 from .espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
 from .spec_augment import SpecAugment
 
@@ -69,6 +69,7 @@ class Owsm:
         self._network, self._options = checkpoint.network()
         self.module: nn.Module = self._network
         self.spec_augment: SpecAugment | None = None
+        self.has_fallback = False
         self._network.specaug = None  # only what is asked for
         preprocessing = self._options.preprocessor_conf
         self.sampling_rate: int = int(preprocessing.get("fs", 16000))
@@ -258,7 +259,11 @@ class Owsm:
 
     # -- decoding
 
-    def transcribe(self, batch: EspnetBatch, *, beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
+    def decode(self, batch: EspnetBatch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
+        """See `transcribe`: there is one search."""
+        return [Transcript(text, text) for text in self.transcribe(batch, decoding)]
+
+    def transcribe(self, batch: EspnetBatch, decoding: Decoding = DEFAULT_DECODING) -> list[str]:
         """The text of each utterance by ESPnet's search, without special tokens and outer spaces.
 
         Greedy search (`beams` 1) follows the decoder alone, a wider one decoder and CTC branch in the proportion of the
@@ -266,25 +271,24 @@ class Owsm:
 
         Args:
             batch: Labels, if it has any, are not looked at.
-            beams: Width of the search.
-            max_new_tokens: A tighter limit for each row.
+            decoding: Its fallback is not used.
         """
         rows = [language for language, n in zip(batch.languages, batch.pieces, strict=True) for _ in range(n)]
         with evaluation_mode(self.module):
-            texts = self._decode(batch, rows, beams, max_new_tokens)
+            texts = self._decode(batch, rows, decoding)
         parts = iter(texts)
         return [" ".join(filter(None, (next(parts).strip() for _ in range(n)))) for n in batch.pieces]
 
-    def _decode(
-        self, batch: EspnetBatch, languages: list[str | None], beams: int, max_new_tokens: int | None
-    ) -> list[str]:
-        search = self._search if beams == 1 else self._build_search(beams)
+    def _decode(self, batch: EspnetBatch, languages: list[str | None], decoding: Decoding) -> list[str]:
+        search = self._search if decoding.beams == 1 else self._build_search(decoding.beams)
         search.device = str(self._device)
         search.beam_search.to(self._device)
         texts = []
         for speech, seconds, language in zip(batch.speech, batch.seconds, languages, strict=True):
             limit = 16 + int(TOKENS_PER_SECOND * seconds)
-            search.maxlenratio = -min(max_new_tokens or limit, limit)  # ESPnet's way to state a number of tokens
+            search.maxlenratio = -min(
+                decoding.max_new_tokens or limit, limit
+            )  # ESPnet's way to state a number of tokens
             hypotheses = search(speech, lang_sym=language or self._detected(speech), task_sym=self._task)
             texts.append(hypotheses[0][3] if hypotheses else "")
         return texts
@@ -317,10 +321,9 @@ class Owsm:
     def transcribe_audio(
         self,
         samples: np.ndarray,
+        decoding: Decoding = DEFAULT_DECODING,
         *,
         language: str | None = None,
-        beams: int = 1,
-        max_new_tokens: int | None = None,
         batch_size: int = 8,
     ) -> str:
         """The text of a recording of any length, cut into windows at its pauses, each decoded on its own.
@@ -330,9 +333,8 @@ class Owsm:
 
         Args:
             samples: float array (samples,), mono, at `sampling_rate`, within [-1, 1].
+            decoding: Its limit of tokens is one for each piece.
             language: Name or code; None for the model's option, else detected in the first piece.
-            beams: Width of the search.
-            max_new_tokens: A limit for each piece.
             batch_size: Not used by OWSM, which searches one piece at a time.
 
         Raises:
@@ -343,7 +345,7 @@ class Owsm:
         if symbol is None:
             with evaluation_mode(self.module):
                 symbol = self._detected(self._batch([""], [pieces[:1]], [None]).speech[0])
-        return self.transcribe(self._batch([""], [pieces], [symbol]), beams=beams, max_new_tokens=max_new_tokens)[0]
+        return self.transcribe(self._batch([""], [pieces], [symbol]), decoding)[0]
 
     # -- files
 
@@ -386,10 +388,8 @@ class OwsmCtc(Owsm):
         with self._given_network():
             return Speech2TextGreedySearch(device=str(self._device))
 
-    def _decode(
-        self, batch: EspnetBatch, languages: list[str | None], beams: int, max_new_tokens: int | None
-    ) -> list[str]:
-        if beams > 1 or max_new_tokens is not None:
+    def _decode(self, batch: EspnetBatch, languages: list[str | None], decoding: Decoding) -> list[str]:
+        if decoding.beams > 1 or decoding.max_new_tokens is not None:
             raise UserError("OWSM-CTC decodes greedily, all frames at once: leave --beams at 1.")
         self._search.device = str(self._device)
         symbols = [language or "<nolang>" for language in languages]

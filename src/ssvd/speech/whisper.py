@@ -17,16 +17,27 @@ from transformers import (
     AutoConfig,
     GenerationConfig,
     GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
     WhisperForConditionalGeneration,
     WhisperProcessor,
 )
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from ..data import load_audio
 from ..errors import UserError
-from .decoding import evaluation_mode, split_at_pauses, whole_windows
+from .decoding import (
+    DEFAULT_DECODING,
+    Attempt,
+    Decoding,
+    Transcript,
+    evaluation_mode,
+    split_at_pauses,
+    whole_windows,
+)
 from .spec_augment import SpecAugment
 from .transformers_checkpoint import load_network
 
@@ -55,6 +66,30 @@ class _RowLimits(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         beams = len(input_ids) // len(self.limits)
         return (input_ids.shape[1] >= self.limits).repeat_interleave(beams)
+
+
+class _Sampling(LogitsProcessor):
+    """Makes greedy search sample at a temperature, each row from a generator of its own (the Gumbel-max trick)."""
+
+    def __init__(self, temperature: float, generators: list[torch.Generator]) -> None:
+        self.temperature = temperature
+        self.generators = generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = [-torch.empty(scores.shape[1]).exponential_(generator=own).log() for own in self.generators]
+        return scores.float() / self.temperature + torch.stack(noise).to(scores.device)
+
+
+class _Encoded(NamedTuple):
+    """Rows to decode: what the encoder made of them, and what the decoder begins with."""
+
+    states: Tensor  # (rows, frames, width)
+    prompts: Tensor  # (rows, length), int64
+    limits: Tensor  # (rows,), int64: of the tokens in all
+    names: list[str]  # by which each row draws its random numbers
+
+    def select(self, rows: list[int]) -> "_Encoded":
+        return _Encoded(self.states[rows], self.prompts[rows], self.limits[rows], [self.names[row] for row in rows])
 
 
 def _processor(name: str) -> WhisperProcessor:
@@ -104,6 +139,7 @@ class Whisper:
     ) -> None:
         self.module: nn.Module = module
         self.spec_augment: SpecAugment | None = None
+        self.has_fallback = True
         self._tokenizer = processor.tokenizer
         self._features = processor.feature_extractor
         self._processor = processor
@@ -153,6 +189,8 @@ class Whisper:
         start, end = generation.decoder_start_token_id, generation.eos_token_id
         self._start: int = config.decoder_start_token_id if start is None else start
         self._end: int = end[0] if isinstance(end, list) else config.eos_token_id if end is None else end
+        # OpenAI's token for silence has one name in the English-only models and another in the later ones.
+        self._no_speech: int | None = vocabulary.get("<|nospeech|>", vocabulary.get("<|nocaptions|>"))
         self._no_timestamps: int | None = getattr(
             generation, "no_timestamps_token_id", vocabulary.get("<|notimestamps|>")
         )
@@ -294,18 +332,17 @@ class Whisper:
         smoothing = label_smoothing or 0.0
         return nn.functional.cross_entropy(logits[counted].float(), labels[counted], label_smoothing=smoothing)
 
-    def transcribe(self, batch: Batch, *, beams: int = 1, max_new_tokens: int | None = None) -> list[str]:
+    def decode(self, batch: Batch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
         """The text of each utterance by greedy or beam search, without special tokens and outer spaces.
 
         An utterance gets at most 16 tokens and 15 for each second (30 where the vocabulary is of characters or of many
         languages, some of which take several tokens a syllable), which is faster than people speak: a model that
-        repeats itself without end stops there, at `max_new_tokens` or at the decoder's own limit. Its text does not
-        depend on the others of its batch.
+        repeats itself without end stops there, at the limit of `decoding` or at the decoder's own. A text that the
+        fallback rejects is searched for again. It does not depend on the others of its batch.
 
         Args:
             batch: Labels, if it has any, are not looked at.
-            beams: 1 for greedy search.
-            max_new_tokens: A tighter limit for each row.
+            decoding: The search; its limit of tokens is one for each row.
         """
         with evaluation_mode(self.module):
             languages = batch.languages
@@ -313,9 +350,19 @@ class Whisper:
                 first_rows = np.cumsum([0, *batch.pieces[:-1]])
                 detected = self._detect(batch.features[first_rows])
                 languages = [stated or heard for stated, heard in zip(languages, detected, strict=True)]
+            names = [f"{name}/{piece}" for name, n in zip(batch.ids, batch.pieces, strict=True) for piece in range(n)]
             rows = [language for language, n in zip(languages, batch.pieces, strict=True) for _ in range(n)]
-            texts = iter(self._decode(batch.features, batch.frames, rows, beams, max_new_tokens))
-        return [" ".join(filter(None, islice(texts, n))) for n in batch.pieces]
+            encoded = self._encode(batch, rows, names, decoding.max_new_tokens)
+            found = iter(self._search(encoded, decoding))
+        pieces = [list(islice(found, n)) for n in batch.pieces]
+        return [
+            Transcript(" ".join(filter(None, (p.text for p in own))), " ".join(filter(None, (p.first for p in own))))
+            for own in pieces
+        ]
+
+    def transcribe(self, batch: Batch, decoding: Decoding = DEFAULT_DECODING) -> list[str]:
+        """The text of each utterance; see `decode`."""
+        return [transcript.text for transcript in self.decode(batch, decoding)]
 
     def _detect(self, features: Tensor) -> list[str | None]:
         """The code of the language of each row: the likeliest of the language tokens after the first token."""
@@ -325,20 +372,41 @@ class Whisper:
         codes = list(self._languages)
         return [codes[best] for best in logits[:, list(self._languages.values())].argmax(-1).tolist()]
 
-    def _decode(
-        self, features: Tensor, frames: Tensor, languages: list[str | None], beams: int, max_new_tokens: int | None
-    ) -> list[str]:
+    def _encode(
+        self, batch: Batch, languages: list[str | None], names: list[str], max_new_tokens: int | None
+    ) -> _Encoded:
         whisper = self._whisper
-        encoded = whisper.model.encoder(self._placed(features))
+        states = whisper.model.encoder(self._placed(batch.features)).last_hidden_state
         prompts = torch.tensor([self._prompt(language) for language in languages], device=whisper.device)
         rate = 15 if self._has_words and not self._languages else 30
-        seconds = frames * self._features.hop_length / self.sampling_rate
+        seconds = batch.frames * self._features.hop_length / self.sampling_rate
         room = self._config.max_target_positions - prompts.shape[1]
         limits = (16 + rate * seconds).long().clamp(max=min(max_new_tokens or room, room))
-        limits = (prompts.shape[1] + limits).to(whisper.device)
+        return _Encoded(states, prompts, (prompts.shape[1] + limits).to(whisper.device), names)
+
+    def _search(self, encoded: _Encoded, decoding: Decoding) -> list[Transcript]:
+        """The text of each row, from as many searches as it takes."""
+        fallback = decoding.fallback
+        tokens = self._generate(encoded, beams=decoding.beams)
+        if fallback is None:
+            return [Transcript(text, text) for text in self._texts(tokens)]
+        attempts = [[attempt] for attempt in self._judge(encoded, tokens)]
+        for temperature in fallback.temperatures:
+            rejected = [row for row, own in enumerate(attempts) if not fallback.accepts(own[-1])]
+            if not rejected:
+                break
+            again = encoded.select(rejected)
+            sampling = _Sampling(temperature, [fallback.generator(name, temperature) for name in again.names])
+            for row, attempt in zip(rejected, self._judge(again, self._generate(again, sampling)), strict=True):
+                attempts[row].append(attempt)
+        return [Transcript(fallback.choose(own), own[0].text) for own in attempts]
+
+    def _generate(self, encoded: _Encoded, sampling: _Sampling | None = None, *, beams: int = 1) -> Tensor:
+        """Tokens (rows, length), the prompt among them; rows that end early are filled with the end token."""
+        whisper = self._whisper
         options = copy.deepcopy(whisper.generation_config)
         options.update(
-            max_length=int(limits.max()),
+            max_length=int(encoded.limits.max()),
             num_beams=beams,
             do_sample=False,
             eos_token_id=self._end,
@@ -346,32 +414,56 @@ class Whisper:
             return_dict_in_generate=False,
         )
         # Whisper's own `generate` would make the prompt from settings that some checkpoints lack.
-        tokens = GenerationMixin.generate(
+        return GenerationMixin.generate(
             whisper,
             generation_config=options,
-            encoder_outputs=encoded,
-            attention_mask=encoded.last_hidden_state.new_ones(encoded.last_hidden_state.shape[:2]),
-            decoder_input_ids=prompts,
-            stopping_criteria=StoppingCriteriaList([_RowLimits(limits)]),
+            encoder_outputs=BaseModelOutput(encoded.states),
+            attention_mask=encoded.states.new_ones(encoded.states.shape[:2]),
+            decoder_input_ids=encoded.prompts,
+            logits_processor=LogitsProcessorList([sampling] if sampling else []),
+            stopping_criteria=StoppingCriteriaList([_RowLimits(encoded.limits)]),
         )
+
+    def _judge(self, encoded: _Encoded, tokens: Tensor) -> list[Attempt]:
+        """Texts with their mean log-probabilities: those of the search's own rules, which suppress some tokens."""
+        whisper, start = self._whisper, encoded.prompts.shape[1]
+        hidden = whisper.model.decoder(
+            input_ids=tokens[:, :-1], encoder_hidden_states=encoded.states, use_cache=False
+        ).last_hidden_state
+        suppressed = whisper.generation_config.suppress_tokens or []
+        suppressed_first = whisper.generation_config.begin_suppress_tokens or []
+        attempts = []
+        for states, row, text in zip(hidden, tokens, self._texts(tokens), strict=True):
+            chosen = row[start:]
+            ends = (chosen == self._end).nonzero()
+            chosen = chosen[: int(ends[0]) + 1] if len(ends) else chosen
+            logits = whisper.proj_out(states[start - 1 : start - 1 + len(chosen)]).float()
+            logits[:, suppressed] = -torch.inf
+            logits[0, suppressed_first] = -torch.inf
+            mean = logits.log_softmax(-1).gather(1, chosen[:, None]).mean()
+            silence = 0.0
+            if self._no_speech is not None:
+                silence = float(whisper.proj_out(states[0]).float().softmax(-1)[self._no_speech])
+            attempts.append(Attempt(text, float(mean), silence))
+        return attempts
+
+    def _texts(self, tokens: Tensor) -> list[str]:
         return [text.strip() for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
     def transcribe_audio(
         self,
         samples: np.ndarray,
+        decoding: Decoding = DEFAULT_DECODING,
         *,
         language: str | None = None,
-        beams: int = 1,
-        max_new_tokens: int | None = None,
         batch_size: int = 8,
     ) -> str:
         """The text of a recording of any length, cut into windows at its pauses, each decoded on its own.
 
         Args:
             samples: float array (samples,), mono, at `sampling_rate`, within [-1, 1].
+            decoding: The search for each piece.
             language: Name or code; None for the model's option, else detected in the first piece.
-            beams: 1 for greedy search.
-            max_new_tokens: A limit for each piece.
             batch_size: Pieces decoded at once.
 
         Raises:
@@ -385,8 +477,9 @@ class Whisper:
         texts: list[str] = []
         for start in range(0, len(pieces), batch_size):
             rows = pieces[start : start + batch_size]
-            batch = self._batch([""], [rows], [code])
-            texts += self.transcribe(batch, beams=beams, max_new_tokens=max_new_tokens)
+            names = [f"piece {start + row}" for row in range(len(rows))]
+            batch = self._batch(names, [[row] for row in rows], [code] * len(rows))
+            texts += self.transcribe(batch, decoding)
         return " ".join(filter(None, texts))
 
     @staticmethod
