@@ -9,8 +9,9 @@ from torch import nn
 
 from ssvd.errors import UserError
 from ssvd.methods import METHODS, Budget, apply_method, find_method, linear_shapes, parameters, trainable_parameters
+from ssvd.speech import load_model
 
-LAYERS = ["encoder.q", "encoder.fc", "out"]
+LAYERS = ["encoder.q", "encoder.fc", "decoder"]
 PEFT_METHODS = [name for name, method in METHODS.items() if method.config]
 # OWSM v3.1 medium, shapes (out, in): the 380 linear layers but the CTC head.
 E_BRANCHFORMER = [(1024, 1024)] * 4 + [(4096, 1024)] * 3 + [(1024, 4096)] * 2 + [(1024, 2048)] * 2
@@ -30,10 +31,10 @@ class Model(nn.Module):
         self.encoder = nn.ModuleDict(
             {"q": nn.Linear(width, width), "fc": nn.Linear(width, 96), "norm": nn.LayerNorm(96)}
         )
-        self.out = nn.Linear(96, 24, bias=False)
+        self.decoder = nn.Linear(96, 24, bias=False)
 
     def forward(self, x):
-        return self.out(self.encoder["norm"](self.encoder["fc"](self.encoder["q"](x))))
+        return self.decoder(self.encoder["norm"](self.encoder["fc"](self.encoder["q"](x))))
 
 
 def perturbed(module: nn.Module) -> nn.Module:
@@ -63,7 +64,8 @@ def test_the_planned_count_is_what_is_trained(name, budget):
         assert any(words in str(error) for words in ("cannot train about", "is set by", "is not possible"))
         return
     module = apply_method(Model(), name, LAYERS, budget)
-    expected = parameters(Model()) if name == "full" else method.count(shapes, setting)
+    part = method.part(Model())
+    expected = method.count(shapes, setting) if part is None else parameters(part)
     assert trainable_parameters(module) == expected
     if name != "frozen":
         perturbed(module)(torch.randn(2, 32)).square().sum().backward()
@@ -183,6 +185,19 @@ def test_full_fine_tuning_trains_everything_and_frozen_nothing():
     assert trainable_parameters(apply_method(model, "frozen", LAYERS)) == 0
 
 
+def test_a_model_without_a_decoder_has_no_encoder_of_its_own_to_train():
+    with pytest.raises(UserError, match="use the method 'full'"):
+        apply_method(Model().encoder, "full encoder", ["q"])
+
+
+def test_encoder_only_fine_tuning_trains_the_encoder_of_whisper_and_nothing_else(embedded):
+    speech = load_model(embedded)
+    module = apply_method(speech.module, "full encoder", speech.adaptable_layers())
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in module.named_parameters() if name.startswith("model.encoder.")}
+    assert "model.encoder.conv1.weight" in trained
+
+
 def test_shapes_are_out_by_in():
     assert linear_shapes(Model(), ["encoder.fc"]) == {"encoder.fc": (96, 32)}
 
@@ -229,6 +244,6 @@ def test_default_rates_are_searched_ones():
 
 def test_a_name_that_is_the_end_of_another_is_refused():
     model = Model()
-    model.encoder["out"] = nn.Linear(96, 96)
-    with pytest.raises(UserError, match=r"end of encoder\.out"):
+    model.encoder["decoder"] = nn.Linear(96, 96)
+    with pytest.raises(UserError, match=r"end of encoder\.decoder"):
         apply_method(model, "ssvd", LAYERS)

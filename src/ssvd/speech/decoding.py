@@ -90,8 +90,10 @@ class Decoding:
 
     def as_dict(self, *, has_fallback: bool) -> dict[str, Any]:
         """Return its fields for a result: without the fallback where the family has none."""
-        fields = asdict(self)
-        return fields if has_fallback else fields | {"fallback": None}
+        fallback = asdict(self.fallback) if self.fallback is not None and has_fallback else None
+        if fallback:
+            fallback["temperatures"] = list(fallback["temperatures"])  # as JSON gives it back
+        return {"beams": self.beams, "max_new_tokens": self.max_new_tokens, "fallback": fallback}
 
 
 DEFAULT_DECODING = Decoding()

@@ -433,8 +433,8 @@ class Whisper:
         suppressed = whisper.generation_config.suppress_tokens or []
         suppressed_first = whisper.generation_config.begin_suppress_tokens or []
         attempts = []
-        for states, row, text in zip(hidden, tokens, self._texts(tokens), strict=True):
-            chosen = row[start:]
+        for states, row, limit, text in zip(hidden, tokens, encoded.limits, self._texts(tokens), strict=True):
+            chosen = row[start:limit]  # what follows is filling
             ends = (chosen == self._end).nonzero()
             chosen = chosen[: int(ends[0]) + 1] if len(ends) else chosen
             logits = whisper.proj_out(states[start - 1 : start - 1 + len(chosen)]).float()
