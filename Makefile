@@ -44,10 +44,10 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# About two hours on one core; figures go to benchmarks/results, tables and curves to docs.
-RESULTS := benchmarks/results
+# About two hours on one core; figures go to speed/results, tables and curves to docs.
+RESULTS := speed/results
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
-STEP := $(RUN) benchmarks/training_step.py --steps 3
+STEP := $(RUN) speed/training_step.py --steps 3
 # All at once would take 20 GB with small.
 NEAREST := lora,psoft approx,psoft strict,ssvd approx,ssvd strict,ssvd stride 4
 
@@ -61,9 +61,9 @@ bench: setup setup-espnet
 	$(STEP) --espnet base --batch 4 --portions 0.4 --json $(RESULTS)/step_owsm_base_10s.json
 	$(STEP) --size tiny --batch 4 --methods "frozen compiled,lora,lora compiled,ssvd approx,ssvd approx compiled" \
 	  --compiled --steps 5 --json $(RESULTS)/step_compiled.json
-	$(RUN) benchmarks/layer_growth.py --json $(RESULTS)/layer_growth.json --plot docs/layer-growth.png
-	$(RUN) benchmarks/token_stride.py --json $(RESULTS)/token_stride.json
-	$(RUN) benchmarks/decoding.py --json $(RESULTS)/decoding.json
-	$(RUN) benchmarks/model_setup.py --json $(RESULTS)/model_setup.json
-	$(RUN) benchmarks/loading.py --json $(RESULTS)/loading.json --plot docs/loading.png
-	$(BIN)/python benchmarks/performance_page.py
+	$(RUN) speed/layer_growth.py --json $(RESULTS)/layer_growth.json --plot docs/layer-growth.png
+	$(RUN) speed/token_stride.py --json $(RESULTS)/token_stride.json
+	$(RUN) speed/decoding.py --json $(RESULTS)/decoding.json
+	$(RUN) speed/model_setup.py --json $(RESULTS)/model_setup.json
+	$(RUN) speed/loading.py --json $(RESULTS)/loading.json --plot docs/loading.png
+	$(BIN)/python speed/performance_page.py

@@ -16,9 +16,10 @@ from peft import PeftModel, get_peft_model
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
 
 import ssvd
-from ssvd.data import load_audio, read_corpus
-from ssvd.data.synthetic import write_corpus
-from ssvd.demo import EMBEDDED
+from ssvd.corpora.audio import load_audio
+from ssvd.corpora.corpus import read_corpus
+from ssvd.demo.demonstration import EMBEDDED
+from ssvd.demo.synthetic import write_corpus
 
 CONFIGS = {"ssvd": ssvd.SSVDConfig(portion=0.4), "svft": ssvd.SVFTConfig(off_diagonals=8)}
 # K and dS of SSVD are in units that suit one rate; M of SVFT is not, see its page in docs/methods.

@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from ssvd.data.synthetic import SAMPLING_RATE, utterances
+from ssvd.demo.synthetic import SAMPLING_RATE, utterances
 
 WINDOW = 4  # seconds
 FRAMES = WINDOW * 100  # log-mel frames; the encoder halves them

@@ -25,12 +25,13 @@ import torch
 import typer
 import yaml
 
-from ssvd.data import read_corpus
-from ssvd.data.sentences import sentence
-from ssvd.data.synthetic import write_corpus
+from ssvd.corpora.corpus import read_corpus
+from ssvd.demo.sentences import sentence
+from ssvd.demo.synthetic import write_corpus
 from ssvd.evaluate import decode
-from ssvd.speech import SpecAugment, load_model
-from ssvd.speech.espnet_checkpoint import espnet_importable
+from ssvd.recognisers.espnet_checkpoint import espnet_importable
+from ssvd.recognisers.loading import load_model
+from ssvd.recognisers.spec_augment import SpecAugment
 
 WINDOW = 4  # seconds
 RESOLUTION = 0.02  # seconds, of timestamps

@@ -27,13 +27,13 @@ def recordings() -> Path:
 @pytest.fixture
 def ssvd(monkeypatch, capsys):
     """Runs a command in this process: (exit code, standard output, standard error)."""
-    from ssvd import cli
+    from ssvd_cli import main as cli
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ssvd", *map(str, arguments)])
         code = 0
         try:
-            cli.run()
+            cli.main()
         except SystemExit as error:
             code = error.code or 0
         told = capsys.readouterr()
@@ -45,13 +45,13 @@ def ssvd(monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """The recogniser that comes with the package: a window of 4 s, a byte vocabulary."""
-    return Path(package.__file__).parent / "embedded"
+    return Path(package.__file__).parent / "demo" / "embedded"
 
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> dict[str, Path]:
     """Tables of synthetic speech by kind: 16 child-like utterances by 4 speakers, 8 adult ones by 4."""
-    from ssvd.data.synthetic import write_corpus  # here, as most tests need none of this
+    from ssvd.demo.synthetic import write_corpus  # here, as most tests need none of this
 
     folder = tmp_path_factory.mktemp("speech")
     return {

@@ -15,13 +15,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ssvd.adapt import Adaptation, adapt
-from ssvd.cli import app
-from ssvd.data import read_corpus
+from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
 from ssvd.plan import plan_methods
-from ssvd.runs import load_adapted, sample_weights
-from ssvd.scoring import score
-from ssvd.speech import Whisper, load_model
+from ssvd.recognisers.loading import load_model
+from ssvd.recognisers.whisper import Whisper
+from ssvd.scoring.scoring import score
+from ssvd.training.run_folder import load_adapted, sample_weights
+from ssvd_cli.main import app
 
 RATES = {"ssvd": 5e-3, "lora": 5e-3, "pissa": 2e-3, "svft": 2e-2, "full": 2e-4}  # high, as there are few updates
 

@@ -8,10 +8,11 @@ import soundfile
 import torch
 from transformers import WhisperFeatureExtractor
 
-from ssvd.data import load_audio, read_corpus, read_recording
-from ssvd.data.augmentation import Augmentation, Augmenter
-from ssvd.data.vocal_tract import unwarped, warp_frequencies, warped
+from ssvd.corpora.audio import load_audio, read_recording
+from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
+from ssvd.training.augmentation import Augmentation, Augmenter
+from ssvd.training.vocal_tract import unwarped, warp_frequencies, warped
 
 RATE = 16_000
 

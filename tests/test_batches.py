@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssvd.data.batches import ByCount, BySeconds, RoundBatches, consecutive
+from ssvd.training.batches import ByCount, BySeconds, RoundBatches, consecutive
 
 counts = st.builds(ByCount, st.integers(1, 30), st.integers(1, 40))
 durations = st.lists(st.floats(0.1, 30), min_size=1, max_size=200)

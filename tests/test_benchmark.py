@@ -16,13 +16,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from ssvd.benchmark.cells import Task
 from ssvd.benchmark.grid import Group, checked_grid, read_grid
-from ssvd.benchmark.results import Failure, read_hypotheses, read_records, read_results
-from ssvd.benchmark.run import best_rate, progress_of, rates_to_try, run_benchmark
-from ssvd.cli import app
+from ssvd.benchmark.records import Failure, read_hypotheses, read_records, read_results
+from ssvd.benchmark.scheduler import best_rate, progress_of, rates_to_try, run_benchmark
+from ssvd.benchmark.tasks import Task
 from ssvd.errors import StoppedError, UserError
-from ssvd.methods import METHODS
+from ssvd.methods.table import METHODS
+from ssvd_cli.main import app
 
 GRIDS = sorted((Path(__file__).parents[1] / "grids").glob("*.yaml"))
 
@@ -111,14 +111,14 @@ def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
 
 
 def _shapes_and(setting):
-    from ssvd.benchmark.cells import _outline
     from ssvd.benchmark.grid import EMBEDDED
+    from ssvd.benchmark.tasks import _outline
 
     return _outline(str(EMBEDDED))[0], setting
 
 
 def test_what_fails_is_named_and_the_rest_goes_on(values, tmp_path, monkeypatch):
-    from ssvd.benchmark import cells
+    from ssvd.benchmark import tasks as cells
 
     train = cells.adapt
 
@@ -254,7 +254,7 @@ def test_an_empty_corpus_and_a_foreign_folder_are_refused(values, tmp_path):
 
 
 def test_a_failed_test_is_tried_again_and_a_lost_run_is_trained_again(values, tmp_path, monkeypatch):
-    from ssvd.benchmark import cells
+    from ssvd.benchmark import tasks as cells
 
     out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=300)
     grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
@@ -303,7 +303,7 @@ def test_a_run_that_was_begun_otherwise_is_begun_anew(values, tmp_path):
 
 
 def test_a_full_disk_stops_the_benchmark_and_is_no_failure_of_a_cell(values, tmp_path, monkeypatch):
-    from ssvd.benchmark import cells
+    from ssvd.benchmark import tasks as cells
 
     def full(*arguments, **keywords):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssvd import cli
 from ssvd.adapt import AdaptOptions
+from ssvd_cli import main as cli
 
 
 @pytest.fixture

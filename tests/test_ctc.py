@@ -21,10 +21,13 @@ from transformers import (
     WavLMForCTC,
 )
 
-from ssvd.data import load_audio, read_corpus
+from ssvd.corpora.audio import load_audio
+from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
-from ssvd.methods import apply_method
-from ssvd.speech import Decoding, SpecAugment, load_check, load_model, load_outline
+from ssvd.methods.table import apply_method
+from ssvd.recognisers.decoding import Decoding
+from ssvd.recognisers.loading import load_check, load_model, load_outline
+from ssvd.recognisers.spec_augment import SpecAugment
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
 KINDS = {  # model, config, whether it was trained with a mask of the padding

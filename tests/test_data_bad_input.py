@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssvd.data import read_corpus
+from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
 
 SECONDS = 0.2

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssvd.data import read_corpus, write_cuts
-from ssvd.data.checks import Check, Limits
-from ssvd.data.doubtful_text import doubt
+from ssvd.corpora.check.checks import Check, Limits
+from ssvd.corpora.check.doubtful_text import doubt
+from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.readers.manifests import write_cuts
 from ssvd.errors import StoppedError, UserError
-from ssvd.speech import load_check, load_model
+from ssvd.recognisers.loading import load_check, load_model
 
 
 def noise(path: Path, seconds: float = 1.0, rate: int = 16000, seed: int = 0, scale: float = 0.2) -> Path:

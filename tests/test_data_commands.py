@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from lhotse import CutSet
 
-from ssvd.data import field_value, read_corpus
-from ssvd.data.sampling import sample
-from ssvd.data.statistics import corpus_statistics
+from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.sampling import sample
+from ssvd.corpora.selection import field_value
+from ssvd.corpora.statistics import corpus_statistics
 from ssvd.errors import UserError
 from test_data_corpus import tone
 
@@ -188,8 +189,8 @@ def test_samples_that_cannot_be(folder, options, message):
 
 
 def test_preparing_a_table_goes_on_where_it_was_interrupted(corpora, tmp_path, monkeypatch):
-    from ssvd.data import utterances as module
-    from ssvd.prepare import prepare_source
+    from ssvd.corpora import utterances as module
+    from ssvd.preparation.prepare import prepare_source
 
     read, original = [], module.read_recording
 

@@ -9,7 +9,10 @@ import pytest
 import soundfile
 from lhotse import CutSet, Recording, SupervisionSegment
 
-from ssvd.data import field_value, load_audio, read_corpus, read_recording, select, write_cuts
+from ssvd.corpora.audio import load_audio, read_recording
+from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.readers.manifests import write_cuts
+from ssvd.corpora.selection import field_value, select
 from ssvd.errors import UserError
 
 

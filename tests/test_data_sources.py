@@ -14,8 +14,9 @@ import pytest
 import soundfile
 from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
-from ssvd.data import field_value, read_corpus, short_names
-from ssvd.data.sources import Source
+from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.selection import field_value
+from ssvd.corpora.sources import Source, short_names
 from ssvd.errors import UserError
 from test_data_corpus import tone
 

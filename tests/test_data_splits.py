@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
-from ssvd.data import field_value, select, split_by_speaker, text_overlap
+from ssvd.corpora.selection import field_value, select
+from ssvd.corpora.splits import split_by_speaker, text_overlap
 from ssvd.errors import UserError
 
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from ssvd import demo
+from ssvd.demo import demonstration as demo
 from ssvd.errors import UserError
 
 

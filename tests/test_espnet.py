@@ -18,12 +18,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from ssvd.cli import app
-from ssvd.data import load_audio, read_corpus
+from ssvd.corpora.audio import load_audio
+from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
-from ssvd.methods import METHODS, apply_method, linear_shapes, parameters
+from ssvd.methods.table import METHODS, apply_method, linear_shapes, parameters
 from ssvd.plan import plan_methods
-from ssvd.speech import Decoding, SpecAugment, load_check, load_model, load_outline
+from ssvd.recognisers.decoding import Decoding
+from ssvd.recognisers.loading import load_check, load_model, load_outline
+from ssvd.recognisers.spec_augment import SpecAugment
+from ssvd_cli.main import app
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("espnet2") is None and not os.environ.get("CI"), reason="needs ESPnet: make setup-espnet"
@@ -43,7 +46,7 @@ def pretraining():
 @pytest.fixture(scope="session")
 def make_owsm(pretraining, tmp_path_factory):
     """Makes a checkpoint of random weights and 4 s, in OWSM's layout."""
-    from ssvd.data.sentences import sentence
+    from ssvd.demo.sentences import sentence
 
     texts = [sentence(random.Random(seed)) for seed in range(2000)]
 
@@ -93,7 +96,7 @@ def cut_of(tmp_path):
 @pytest.fixture
 def stock(monkeypatch):
     """Texts of cuts by ESPnet alone, from the files of a folder, as its users decode."""
-    from ssvd.speech.espnet_checkpoint import espnet_importable
+    from ssvd.recognisers.espnet_checkpoint import espnet_importable
 
     with espnet_importable():
         from espnet2.bin.s2t_inference import Speech2Text
@@ -329,7 +332,7 @@ def test_without_espnet_a_sentence_says_how_to_install_it(owsm):
 
 def test_importing_espnet_leaves_no_false_torchaudio_behind():
     code = (
-        "from ssvd.speech.espnet_checkpoint import espnet_importable\n"
+        "from ssvd.recognisers.espnet_checkpoint import espnet_importable\n"
         "with espnet_importable():\n    import espnet2.tasks.s2t\n"
         "import sys; print('torchaudio' in sys.modules and sys.modules['torchaudio'].__spec__ is None)"
     )

@@ -10,11 +10,13 @@ import torch
 import yaml
 
 from ssvd.adapt import AdaptOptions, adapt
-from ssvd.data import load_audio, read_corpus
-from ssvd.data.batches import ByCount
+from ssvd.corpora.audio import load_audio
+from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
-from ssvd.methods import METHODS
-from ssvd.speech import Decoding, load_model
+from ssvd.methods.table import METHODS
+from ssvd.recognisers.decoding import Decoding
+from ssvd.recognisers.loading import load_model
+from ssvd.training.batches import ByCount
 from test_espnet import cut_of, make_owsm, owsm, pretraining, pytestmark  # noqa: F401
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "espnet_myst"

@@ -10,12 +10,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ssvd.adapt import adapt
-from ssvd.data import load_audio, read_corpus
+from ssvd.corpora.audio import load_audio
+from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
 from ssvd.evaluate import evaluate
-from ssvd.runs import load_adapted
-from ssvd.scoring import score
-from ssvd.speech import Transcript
+from ssvd.recognisers.decoding import Transcript
+from ssvd.scoring.scoring import score
+from ssvd.training.run_folder import load_adapted
 from ssvd.transcribe import transcribe_files
 
 
@@ -103,7 +104,7 @@ def test_systems_differ_in_nothing_but_the_adapter(run, embedded, corpora, tmp_p
         seen.append(self.window)
         return [Transcript("text", "text")] * len(batch.ids)
 
-    monkeypatch.setattr("ssvd.speech.Whisper.decode", decode)
+    monkeypatch.setattr("ssvd.recognisers.whisper.Whisper.decode", decode)
     code, out, _ = ssvd("evaluate", embedded, corpora["adult"], "--adapter", runs[0], "--adapter", runs[1])
     assert code == 0 and seen == [used] * 3 and "a-run" in out and "b-run" in out
 
@@ -111,7 +112,7 @@ def test_systems_differ_in_nothing_but_the_adapter(run, embedded, corpora, tmp_p
 @pytest.fixture
 def undecoded(monkeypatch):
     """Decoding before everything given is checked would be lost time."""
-    monkeypatch.setattr("ssvd.speech.Whisper.decode", lambda *args, **kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr("ssvd.recognisers.whisper.Whisper.decode", lambda *args, **kwargs: pytest.fail("decoded"))
 
 
 def test_runs_of_the_same_name_are_refused_rather_than_overwritten(run, embedded, corpora, tmp_path, undecoded):

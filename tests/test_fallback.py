@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssvd.data import read_corpus
-from ssvd.scoring import score
-from ssvd.speech import Decoding, Fallback, load_model
-from ssvd.speech.decoding import Attempt
+from ssvd.corpora.corpus import read_corpus
+from ssvd.recognisers.decoding import Attempt, Decoding, Fallback
+from ssvd.recognisers.loading import load_model
+from ssvd.scoring.scoring import score
 
 GREEDY = Decoding(fallback=None)
 LOOP = "Five join I zero. " * 12

@@ -10,11 +10,12 @@ import torch
 from torch.utils.data import get_worker_info
 
 from ssvd.adapt import adapt
-from ssvd.data import read_corpus
-from ssvd.data.augmentation import Augmenter
-from ssvd.data.loading import Loading
+from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import StoppedError
-from ssvd.speech import Whisper, load_model
+from ssvd.recognisers.loading import load_model
+from ssvd.recognisers.whisper import Whisper
+from ssvd.training.augmentation import Augmenter
+from ssvd.training.loading import Loading
 
 
 @pytest.fixture(scope="module")

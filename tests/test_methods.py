@@ -8,8 +8,16 @@ from peft import PeftModel
 from torch import nn
 
 from ssvd.errors import UserError
-from ssvd.methods import METHODS, Budget, apply_method, find_method, linear_shapes, parameters, trainable_parameters
-from ssvd.speech import load_model
+from ssvd.methods.table import (
+    METHODS,
+    Budget,
+    apply_method,
+    find_method,
+    linear_shapes,
+    parameters,
+    trainable_parameters,
+)
+from ssvd.recognisers.loading import load_model
 
 LAYERS = ["encoder.q", "encoder.fc", "decoder"]
 PEFT_METHODS = [name for name, method in METHODS.items() if method.config]

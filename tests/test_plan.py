@@ -7,9 +7,9 @@ import shutil
 import pytest
 
 from ssvd.errors import UserError
-from ssvd.methods import METHODS, apply_method, trainable_parameters
+from ssvd.methods.table import METHODS, apply_method, trainable_parameters
 from ssvd.plan import plan_methods
-from ssvd.speech import load_model
+from ssvd.recognisers.loading import load_model
 
 
 def rows(planned):
@@ -68,7 +68,7 @@ def test_every_method_is_planned(embedded):
 
 
 def test_the_command_prints_a_table_or_json(embedded, capsys):
-    from ssvd.cli import app
+    from ssvd_cli.main import app
 
     app(["plan", str(embedded), "--budget", "2%", "--json"], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)

@@ -10,12 +10,14 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from ssvd.data import field_value, load_audio, read_corpus
-from ssvd.data.cgn import COMPONENTS, PAPER, SELECTIONS, clean
-from ssvd.data.text_files import read_old_text
-from ssvd.data.textgrid import parse_textgrid
+from ssvd.corpora.audio import load_audio
+from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.readers.text_files import read_old_text
+from ssvd.corpora.selection import field_value
 from ssvd.errors import UserError
-from ssvd.prepare import Division, prepare_cgn
+from ssvd.preparation.cgn import COMPONENTS, PAPER, SELECTIONS, clean
+from ssvd.preparation.prepare import Division, prepare_cgn
+from ssvd.preparation.textgrid import parse_textgrid
 
 # Intervals: one rule each
 
@@ -172,7 +174,7 @@ PHRASES = {"N01001": "'k zag gisteren een snelle vos.", "N01002": "ggg ja dat wa
 @pytest.fixture(scope="module")
 def voices() -> dict[str, np.ndarray]:
     """Dutch by eSpeak NG, synthetic, 16 kHz."""
-    from ssvd.data.synthetic import Espeak
+    from ssvd.demo.synthetic import Espeak
 
     espeak = Espeak()
     said = {"N01001": "ik zag gisteren een snelle vos", "N01002": "ja dat was in Leuven"}

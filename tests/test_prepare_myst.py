@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssvd import filtering
-from ssvd.data import read_corpus
-from ssvd.data.listings import Listings
-from ssvd.data.myst import PAPER, RULES, clean, clean_as_espnet, read_myst
-from ssvd.data.utterances import Skipped
+from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
-from ssvd.prepare import prepare_myst
+from ssvd.preparation import filtering
+from ssvd.preparation.listings import Listings
+from ssvd.preparation.myst import PAPER, RULES, clean, clean_as_espnet, read_myst
+from ssvd.preparation.prepare import prepare_myst
 
 # Transcripts: one rule each
 
@@ -192,7 +192,7 @@ def test_a_second_run_does_nothing_and_other_options_are_refused(ssvd, corpus, t
     assert ssvd("prepare", "myst", corpus, out)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert not (out / "headers.partial.jsonl").exists()
-    monkeypatch.setattr("ssvd.data.utterances.read_recording", lambda *arguments: pytest.fail("read again"))
+    monkeypatch.setattr("ssvd.corpora.utterances.read_recording", lambda *arguments: pytest.fail("read again"))
     code, _, err = ssvd("prepare", "myst", corpus, out)
     assert code == 0 and "nothing was done" in err
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -203,7 +203,7 @@ def test_a_second_run_does_nothing_and_other_options_are_refused(ssvd, corpus, t
 
 
 def test_an_interrupted_run_reads_only_the_headers_that_it_lacks(corpus, tmp_path, monkeypatch):
-    from ssvd.data import utterances as module
+    from ssvd.corpora import utterances as module
 
     out, read = tmp_path / "out", []
     whole = prepare_myst(corpus, tmp_path / "whole").record["parts"]
@@ -340,7 +340,7 @@ def test_a_list_that_has_changed_is_another_option(corpus, tmp_path):
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory) -> Path:
     """Synthetic adults, whom the embedded recogniser knows, 4 a part; the last of each says another thing."""
-    from ssvd.data.synthetic import utterances
+    from ssvd.demo.synthetic import utterances
 
     data = tmp_path_factory.mktemp("myst") / "data"
     for number, (_, text, samples) in enumerate(utterances("adult", 12, speakers=3, seed=3)):

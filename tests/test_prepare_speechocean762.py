@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssvd.data import field_value, load_audio, read_corpus
+from ssvd.corpora.audio import load_audio
+from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.selection import field_value
 
 SCORES = {"accuracy": 8, "completeness": 10.0, "fluency": 9, "prosodic": 9, "total": 8}
 

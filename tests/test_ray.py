@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from ssvd.benchmark.grid import checked_grid
-from ssvd.benchmark.results import read_results
-from ssvd.benchmark.run import run_benchmark
+from ssvd.benchmark.records import read_results
+from ssvd.benchmark.scheduler import run_benchmark
 from ssvd.errors import UserError
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ssvd[ray]'")

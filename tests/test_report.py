@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssvd.benchmark.changes import largest_changes
-from ssvd.benchmark.charts import METHODS, charts
-from ssvd.benchmark.report import (
+from ssvd.benchmark.records import Failure, Hypothesis, record_path, write_hypotheses
+from ssvd.errors import UserError
+from ssvd.reports.changed_utterances import largest_changes
+from ssvd.reports.charts import METHODS, charts
+from ssvd.reports.html import Column, Table, styles, to_csv, to_latex
+from ssvd.reports.page import (
     SOUND_LIMIT,
     SOUNDS_LIMIT,
     Benchmark,
@@ -29,11 +32,8 @@ from ssvd.benchmark.report import (
     write_figures,
     write_report,
 )
-from ssvd.benchmark.results import Failure, Hypothesis, record_path, write_hypotheses
-from ssvd.benchmark.statistics import studies
-from ssvd.benchmark.tables import main_table
-from ssvd.errors import UserError
-from ssvd.page import Column, Table, styles, to_csv, to_latex
+from ssvd.reports.study import studies
+from ssvd.reports.tables import main_table
 from test_statistics import ORIGIN, epoch, made, spoken, together
 
 CHROMIUM = shutil.which("chromium")

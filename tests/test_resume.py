@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 
 from ssvd.adapt import Adaptation, adapt
 from ssvd.errors import UserError
-from ssvd.speech import Whisper
+from ssvd.recognisers.whisper import Whisper
 
 # Stops its own process in the second batch of the second of three epochs, when the state of the first is written.
 STOPS_ITSELF = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 from ssvd.adapt import Adaptation, AdaptOptions
-from ssvd.cli import run
+from ssvd_cli.main import main as run
 
 step = Adaptation.training_step
 def training_step(self, batch, index):

@@ -12,11 +12,13 @@ import torch
 from lhotse import CutSet
 
 from ssvd.adapt import adapt
-from ssvd.data import load_audio, read_corpus, write_cuts
-from ssvd.data.batches import ByCount, InGroups, RoundBatches
-from ssvd.data.sequential import ShardedBatches, shard_groups
-from ssvd.data.shar_writing import write_shar
+from ssvd.corpora.audio import load_audio
+from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.readers.manifests import write_cuts
+from ssvd.corpora.shar_writing import write_shar
 from ssvd.errors import UserError
+from ssvd.training.batches import ByCount, InGroups, RoundBatches
+from ssvd.training.sequential import ShardedBatches, shard_groups
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_each_shard_is_read_once_in_a_pass_and_no_more_than_one_group_ahead(shar
         read.append(tar.name)
         return original(tar)
 
-    from ssvd.data import sequential
+    from ssvd.training import sequential
 
     original = sequential.read_shard
     monkeypatch.setattr(sequential, "read_shard", recorded)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ssvd.benchmark.results import Cell, Epoch, Failure, Hypothesis, Origin, Result
-from ssvd.benchmark.statistics import Rate, Row, Texts, group_rates, studies
+from ssvd.benchmark.records import Cell, Epoch, Failure, Hypothesis, Origin, Result
 from ssvd.errors import UserError
-from ssvd.scoring import score, score_by
+from ssvd.reports.study import Rate, Row, Texts, group_rates, studies
+from ssvd.scoring.scoring import score, score_by
 
 ORIGIN = Origin(
     hardware="a made-up machine",

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from ssvd.data import read_corpus
-from ssvd.data.sentences import sentence, vocabulary
-from ssvd.data.synthetic import KINDS, LONGEST, SAMPLING_RATE, SHIFTED_ACCENTS, Espeak, utterances, write_corpus
+from ssvd.corpora.corpus import read_corpus
+from ssvd.demo.sentences import sentence, vocabulary
+from ssvd.demo.synthetic import KINDS, LONGEST, SAMPLING_RATE, SHIFTED_ACCENTS, Espeak, utterances, write_corpus
 from ssvd.errors import UserError
 
 
@@ -27,7 +27,7 @@ def digest(spoken):
 def test_another_process_makes_the_same_samples(spoken):
     code = """
 import hashlib
-from ssvd.data.synthetic import utterances
+from ssvd.demo.synthetic import utterances
 if __name__ == "__main__":
     spoken = utterances("child", 16, 8, 5)
     print(hashlib.sha256(b"".join(samples.tobytes() for _, _, samples in spoken)).hexdigest())

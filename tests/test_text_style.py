@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ssvd.data.text_style import STYLES, text_style, write_in
+from ssvd.training.text_style import STYLES, text_style, write_in
 
 words = st.text("abcdefghijklmnopqrstuvwxyz '", min_size=1).map(lambda text: " ".join(text.split()))
 letters = words.filter(lambda text: any(letter.isalpha() for letter in text))

@@ -1,4 +1,4 @@
-"""Whisper as a SpeechModel: on tiny random checkpoints of the three kinds of vocabulary, and on real speech."""
+"""Whisper as a Recogniser: on tiny random checkpoints of the three kinds of vocabulary, and on real speech."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,10 @@ from transformers import (
 )
 
 from ssvd.errors import UserError
-from ssvd.speech import Decoding, SpecAugment, Whisper, load_model
+from ssvd.recognisers.decoding import Decoding
+from ssvd.recognisers.loading import load_model
+from ssvd.recognisers.spec_augment import SpecAugment
+from ssvd.recognisers.whisper import Whisper
 
 RATE = 16000
 GREEDY = Decoding(fallback=None)

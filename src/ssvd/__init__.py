@@ -5,7 +5,7 @@ Importing this package registers SSVD and SVFT with Hugging Face PEFT, for `get_
 
 from importlib.metadata import version
 
-from .tuners import SSVDConfig, SSVDModel, SVFTConfig, SVFTModel
+from ssvd.tuners import SSVDConfig, SSVDModel, SVFTConfig, SVFTModel
 
 __version__ = version("ssvd")
 

@@ -1,4 +1,4 @@
-"""One fine-tuning run: a pretrained recogniser, a corpus and a method give a run folder (see `ssvd.runs`)."""
+"""One fine-tuning run: a pretrained recogniser, a corpus and a method give a run folder."""
 
 import csv
 import json
@@ -30,21 +30,27 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .data import Skipped, common_language, field_value, read_corpora, read_corpus, select, split_by_speaker, write_cuts
-from .data.augmentation import Augmentation, Augmenter
-from .data.batches import ByCount, BySeconds, InGroups, Pass, RoundBatches, by_length, consecutive
-from .data.loading import Loading
-from .data.sequential import ShardedBatches, shard_groups
-from .data.sources import Source
-from .data.text_style import text_style, write_in
-from .errors import StoppedError, UserError
-from .files import is_disk_error, whole_file, write_json, write_json_lines, write_whole
-from .hardware import forget_peak_memory, hardware, peak_memory, pick_device
-from .methods import apply_method, find_method, trainable_parameters
-from .runs import read_config, sample_weights
-from .scoring import normaliser, score, usual_normaliser
-from .speech import Decoding, Fallback, SpecAugment, SpeechModel, load_model
-from .tuners import SSVDModel
+from ssvd.corpora.corpus import read_corpora, read_corpus
+from ssvd.corpora.readers.manifests import write_cuts
+from ssvd.corpora.selection import common_language, field_value, select
+from ssvd.corpora.sources import Source
+from ssvd.corpora.splits import split_by_speaker
+from ssvd.corpora.utterances import Skipped
+from ssvd.errors import StoppedError, UserError
+from ssvd.files import is_disk_error, whole_file, write_json, write_json_lines, write_whole
+from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
+from ssvd.methods.table import apply_method, find_method, trainable_parameters
+from ssvd.recognisers.decoding import Decoding, Fallback
+from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.recognisers.spec_augment import SpecAugment
+from ssvd.scoring.scoring import normaliser, score, usual_normaliser
+from ssvd.training.augmentation import Augmentation, Augmenter
+from ssvd.training.batches import ByCount, BySeconds, InGroups, Pass, RoundBatches, by_length, consecutive
+from ssvd.training.loading import Loading
+from ssvd.training.run_folder import read_config, sample_weights
+from ssvd.training.sequential import ShardedBatches, shard_groups
+from ssvd.training.text_style import text_style, write_in
+from ssvd.tuners import SSVDModel
 
 # Options that change how fast a run is, and what it computes by rounding at most: a continued run may change them.
 FREE = {"workers", "prefetch", "device"}
@@ -207,7 +213,7 @@ class Adaptation(lightning.LightningModule):
 
     def __init__(
         self,
-        speech: SpeechModel,
+        speech: Recogniser,
         options: AdaptOptions,
         train: list[Any],
         dev: list[Any],
@@ -541,7 +547,7 @@ def changed_options(options: AdaptOptions, stored: AdaptOptions) -> list[str]:
 
 
 def _read_data(
-    options: AdaptOptions, speech: SpeechModel, console: Console
+    options: AdaptOptions, speech: Recogniser, console: Console
 ) -> tuple[list[Any], list[Any], list[Skipped]]:
     """Utterances to train on, those to decode after each epoch, and those left out."""
     skipped: list[Skipped] = []

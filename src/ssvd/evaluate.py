@@ -8,15 +8,19 @@ from typing import Any
 
 from lhotse import CutSet
 
-from .data import Skipped, common_language, field_names, field_value, read_corpus, select, short_names
-from .data.batches import by_length
-from .errors import UserError
-from .files import write_json, write_json_lines
-from .hardware import pick_device
-from .runs import check_run, load_adapted, read_config
-from .scoring import Comparison, Score, compare, score, score_by, usual_normaliser
-from .scoring import normaliser as find_normaliser
-from .speech import DEFAULT_DECODING, Decoding, SpeechModel, Transcript, load_model
+from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.selection import common_language, field_names, field_value, select
+from ssvd.corpora.sources import short_names
+from ssvd.corpora.utterances import Skipped
+from ssvd.errors import UserError
+from ssvd.files import write_json, write_json_lines
+from ssvd.hardware import pick_device
+from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
+from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.scoring.scoring import Comparison, Score, compare, score, score_by, usual_normaliser
+from ssvd.scoring.scoring import normaliser as find_normaliser
+from ssvd.training.batches import by_length
+from ssvd.training.run_folder import check_run, load_adapted, read_config
 
 BASE = "base"
 
@@ -86,8 +90,8 @@ def evaluate(
         corpora: Paths that `read_corpus` takes.
         adapters: Run folders; the window and language of the first are the default for all, so that systems differ in
             nothing but the adapter.
-        where: Conditions on fields; see `ssvd.data.select`.
-        by: Fields to break down by; see `ssvd.scoring.score_by`.
+        where: Conditions on fields; see `ssvd.corpora.selection.select`.
+        by: Fields to break down by; see `ssvd.scoring.scoring.score_by`.
         normaliser: Default for each corpus: the usual one of the language that its utterances or the model state.
         decoding: How texts are searched for.
         out: Folder for `result.json` and `hypotheses/SYSTEM-CORPUS.jsonl`.
@@ -198,7 +202,7 @@ def check_fields(cuts: CutSet, by: Sequence[str], name: str | Path) -> None:
 
 
 def decode(
-    speech: SpeechModel, cuts: Sequence[Any], decoding: Decoding = DEFAULT_DECODING, *, batch_size: int = 16
+    speech: Recogniser, cuts: Sequence[Any], decoding: Decoding = DEFAULT_DECODING, *, batch_size: int = 16
 ) -> Iterator[Transcript]:
     """The text of each utterance, in their order."""
     for start in range(0, len(cuts), batch_size):

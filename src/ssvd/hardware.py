@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import UserError
+from ssvd.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:

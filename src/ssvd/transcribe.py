@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .data import load_audio, read_recording
-from .errors import UserError
-from .hardware import pick_device
-from .runs import load_adapted
-from .speech import DEFAULT_DECODING, Decoding, load_model
+from ssvd.corpora.audio import load_audio, read_recording
+from ssvd.errors import UserError
+from ssvd.hardware import pick_device
+from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding
+from ssvd.recognisers.loading import load_model
+from ssvd.training.run_folder import load_adapted
 
 
 def transcribe_files(
@@ -26,7 +27,7 @@ def transcribe_files(
     Args:
         model: The base checkpoint.
         adapter: A run folder.
-        window, language, decoding, batch_size: See `SpeechModel.transcribe_audio`.
+        window, language, decoding, batch_size: See `Recogniser.transcribe_audio`.
 
     Raises:
         UserError: The model or the run folder cannot be used.

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..adapt import AdaptOptions
-from ..errors import UserError
-from ..methods import Budget, find_method
+from ssvd.adapt import AdaptOptions
+from ssvd.demo import EMBEDDED
+from ssvd.errors import UserError
+from ssvd.methods.table import Budget, find_method
 
-EMBEDDED = Path(__file__).parents[1] / "embedded"
 # Of AdaptOptions, what the cells set themselves.
 _OF_CELLS = ("model", "train", "dev", "where", "method", "budget", "learning_rate", "seed", "skip_bad", "device")
 
@@ -23,12 +23,12 @@ class _Part(BaseModel):
 
 
 class CorpusParts(_Part):
-    """Where the utterances of a corpus are; paths are what `ssvd.data.read_corpus` takes.
+    """Where the utterances of a corpus are; paths are what `ssvd.corpora.corpus.read_corpus` takes.
 
     Attributes:
         train, dev, test: Its parts, which share no speaker if the results are to mean much.
         sources: Test sets of the domain that the model comes from, by name: what is forgotten.
-        where: Conditions on train, dev and test; see `ssvd.data.select`.
+        where: Conditions on train, dev and test; see `ssvd.corpora.selection.select`.
         by: Fields to break the test scores down by, as `gender` and `age:6-10,11-15`.
         synthetic: Speech of this kind, made for the benchmark, instead of the paths. The source is then adult speech,
             and the field to break down by the accent.
@@ -73,8 +73,8 @@ class Grid(_Part):
         title: For the report.
         models: Checkpoints (folders or names on the hub) by name; "embedded" is the recogniser of this package.
         corpora: By name.
-        methods: Names of `ssvd.methods.METHODS`; as {name: budget} or {name: [budgets]} with budgets of its own.
-        budgets: Of the other methods; see `ssvd.methods.Budget.parse`.
+        methods: Names of `ssvd.methods.table.METHODS`; as {name: budget} or {name: [budgets]} with budgets of its own.
+        budgets: Of the other methods; see `ssvd.methods.table.Budget.parse`.
         learning_rates: To search, by method; by default those of `METHODS`. Where there is one, nothing is searched.
         extensions: How many further rates may be tried, a factor of three apart, while the best one lies on the edge.
         seeds: The first is the one of the search.

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..errors import UserError
-from .cells import Task, failure, write_record
-from .grid import Grid
-from .run import Execute, Outcome, run_locked
+from ssvd.benchmark.grid import Grid
+from ssvd.benchmark.scheduler import Execute, Outcome, run_locked
+from ssvd.benchmark.tasks import Task, failure, write_record
+from ssvd.errors import UserError
 
 
 def on_ray(address: str, gpus: float = 0, cpus: float = 1) -> Execute:

@@ -1,11 +1,11 @@
 """The mathematics of SSVD and SVFT with torch alone: bases, cores and the adapted linear map."""
 
-from .basis import SVD_METHODS, Basis
-from .cache import cached_basis
-from .linear import compute_dtype, effective_weight, plan_step, spectral_linear
-from .pattern import PATTERNS, checksum, pattern_positions, pattern_size, sparse_change
-from .planner import Plan, plan, step_products
-from .rotation import (
+from ssvd.spectral.basis import SVD_METHODS, Basis
+from ssvd.spectral.cache import cached_basis
+from ssvd.spectral.linear import compute_dtype, effective_weight, plan_step, spectral_linear
+from ssvd.spectral.pattern import PATTERNS, checksum, pattern_positions, pattern_size, sparse_change
+from ssvd.spectral.planner import Plan, plan, step_products
+from ssvd.spectral.rotation import (
     ROTATIONS,
     SIDES,
     core_change,

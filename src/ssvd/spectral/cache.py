@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .basis import Basis
+from ssvd.spectral.basis import Basis
 
 # Goes into the names: a change of what `Basis.of` computes needs another number.
 _VERSION = 2

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from .planner import Plan, plan
+from ssvd.spectral.planner import Plan, plan
 
 # Rows of a block of a banded core.
 _BLOCK = 64

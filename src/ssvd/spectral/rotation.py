@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .pattern import sparse_change
+from ssvd.spectral.pattern import sparse_change
 
 ROTATIONS = ("approx", "neumann", "strict", "none")
 SIDES = ("input", "output", "both")

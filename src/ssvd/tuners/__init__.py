@@ -1,8 +1,8 @@
 """SSVD and SVFT as methods of Hugging Face PEFT; importing this package registers them there."""
 
-from .registration import register
-from .ssvd import SSVDConfig, SSVDLinear, SSVDModel, portion_rank
-from .svft import SVFTConfig, SVFTLinear, SVFTModel
+from ssvd.tuners.registration import register
+from ssvd.tuners.ssvd import SSVDConfig, SSVDLinear, SSVDModel, portion_rank
+from ssvd.tuners.svft import SVFTConfig, SVFTLinear, SVFTModel
 
 register("ssvd", SSVDConfig, SSVDModel)
 register("svft", SVFTConfig, SVFTModel)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
 
-from .registration import peft_type_of
+from ssvd.tuners.registration import peft_type_of
 
 _LOADING = """\
 ## Loading

@@ -13,9 +13,8 @@ from torch.nn.functional import linear, pad
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ssvd.spectral import Basis, cached_basis, compute_dtype, effective_weight, plan_step, spectral_linear
-
-from .config import SpectralConfig
-from .kept import Kept, in_backward, note_backward_pass
+from ssvd.tuners.config import SpectralConfig
+from ssvd.tuners.kept import Kept, in_backward, note_backward_pass
 
 # A stored basis must hold this share of the base weight: rounding to bf16 or 8 bits costs less than 1 %.
 _LARGEST_MISFIT = 0.02

@@ -14,8 +14,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
-from .config import SpectralConfig
-from .layer import SpectralLayer
+from ssvd.tuners.config import SpectralConfig
+from ssvd.tuners.layer import SpectralLayer
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 _WAV2VEC2 = ["projection", *_ATTENTION, "intermediate_dense", "output_dense"]

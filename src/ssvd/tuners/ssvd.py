@@ -22,11 +22,10 @@ from ssvd.spectral import (
     rotation_size,
     solve_rotations,
 )
-
-from .config import SpectralConfig
-from .kept import Kept
-from .layer import SpectralLayer
-from .model import SpectralModel
+from ssvd.tuners.config import SpectralConfig
+from ssvd.tuners.kept import Kept
+from ssvd.tuners.layer import SpectralLayer
+from ssvd.tuners.model import SpectralModel
 
 
 @dataclass

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ssvd.spectral import PATTERNS, checksum, pattern_positions, pattern_size, sparse_change
-
-from .config import SpectralConfig
-from .layer import SpectralLayer
-from .model import SpectralModel
+from ssvd.tuners.config import SpectralConfig
+from ssvd.tuners.layer import SpectralLayer
+from ssvd.tuners.model import SpectralModel
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""The check of corpora: what is wrong with audio, texts and divisions."""

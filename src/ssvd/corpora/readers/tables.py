@@ -1,0 +1,150 @@
+"""Tables of utterances: CSV, TSV and JSON Lines with the columns path, text and whatever else is known."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssvd.corpora.readers.text_files import is_utf8, read_lines, read_text
+from ssvd.corpora.utterances import Skipped, Utterance, number_or_text
+from ssvd.errors import UserError
+
+_KNOWN = {"path", "text", "id", "speaker", "language", "gender", "start", "duration"}
+
+
+def read_csv(path: Path) -> list[Utterance | Skipped]:
+    """Utterances of a CSV file, or of a TSV file, in which quotes are ordinary characters."""
+    rows = _csv_rows(path)
+    try:
+        _, header = next(rows)
+    except StopIteration:
+        raise UserError(f"{path} is empty; its first line must name the columns.") from None
+    if not is_utf8("".join(header)):
+        raise UserError(f"{path}:1: the names of the columns are not UTF-8.")
+    columns = [name.strip().lower() for name in header]
+    _require_columns(path, columns)
+    items: list[Utterance | Skipped] = []
+    for line, values in rows:
+        where = f"{path}:{line}"
+        if not is_utf8("".join(values)):
+            items.append(Skipped(where, "the row is not UTF-8"))
+        elif len(values) != len(columns):
+            items.append(Skipped(where, f"the row has {len(values)} columns, the first line has {len(columns)}"))
+        else:
+            texts = dict(zip(columns, values, strict=True))
+            others = {name: number_or_text(value.strip()) for name, value in texts.items() if name not in _KNOWN}
+            items.append(_utterance(where, path.parent, texts | others))
+    return items
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number of the row's first line, its values); blank lines are left out."""
+    tabs = path.suffix.lower() == ".tsv"
+    text = io.StringIO(read_text(path), newline="")
+    if tabs:
+        reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        reader = csv.reader(text, strict=True, skipinitialspace=True)
+    line = 1
+    try:
+        for values in reader:
+            if any(value.strip() for value in values):
+                yield line, values
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{line}: the row is not CSV ({error}); look for a quote without its pair.") from error
+
+
+class JsonLines:
+    """(file:line, text) of each line of a JSON Lines file, gzipped or not, read anew by each iteration."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._length: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return ((f"{self.path}:{number}", line) for number, line in read_lines(self.path))
+
+    def __len__(self) -> int:
+        if self._length is None:
+            self._length = sum(1 for _ in read_lines(self.path))
+        return self._length
+
+    def first(self) -> dict[str, Any] | None:
+        """The first line that is a JSON object."""
+        return next((row for _, line in self if isinstance(row := json_object(line), dict)), None)
+
+
+def json_object(line: str) -> dict[str, Any] | str:
+    """The object that a line of JSON holds, or what is wrong with the line."""
+    try:
+        row = json.loads(line) if is_utf8(line) else "the line is not UTF-8"
+        if "\\ud" in line.lower():  # an escaped surrogate, perhaps without its other half
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "the line holds half a character (a surrogate without the other)"
+    except (ValueError, RecursionError) as error:
+        return f"the line is not JSON ({error})"
+    return row if isinstance(row, dict | str) else "the line is not a JSON object"
+
+
+def read_jsonl(lines: JsonLines) -> list[Utterance | Skipped]:
+    """Utterances of a JSON Lines file: the keys of the objects are the columns."""
+    path = lines.path
+    rows = ((where, json_object(line)) for where, line in lines)
+    lowered = [(where, row if isinstance(row, str) else _lower_keys(row)) for where, row in rows]
+    _require_columns(path, sorted({name for _, row in lowered if not isinstance(row, str) for name in row}))
+    return [
+        Skipped(where, row) if isinstance(row, str) else _utterance(where, path.parent, row) for where, row in lowered
+    ]
+
+
+def _lower_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    # NaN, which alone differs from itself, is how pandas writes nothing.
+    return {name.strip().lower(): value if value == value else None for name, value in row.items()}
+
+
+def _require_columns(path: Path, columns: Sequence[str]) -> None:
+    missing = [name for name in ("path", "text") if name not in columns]
+    if missing:
+        found = ", ".join(columns) or "none"
+        raise UserError(f"{path} has no column {' and no '.join(missing)} (found: {found}); rename or add it.")
+    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+        raise UserError(f"{path} has the column {repeated[0]!r} twice; rename one.")
+
+
+def _utterance(where: str, folder: Path, row: Mapping[str, Any]) -> Utterance | Skipped:
+    def text_of(name: str) -> str | None:
+        value = row.get(name)
+        return None if value is None else str(value).strip() or None
+
+    if nested := [name for name in _KNOWN if isinstance(row.get(name), dict | list)]:
+        return Skipped(where, f"{min(nested)} must be one value")
+    path = text_of("path")
+    if path is None or not Path(path).name:
+        return Skipped(where, "the row has no path to a file")
+    try:
+        start, duration = (None if (value := text_of(name)) is None else float(value) for name in ("start", "duration"))
+    except ValueError:
+        return Skipped(where, "start and duration must be numbers, in seconds")
+    # A file may hold several utterances: its name and the start in milliseconds tell them apart.
+    default_id = Path(path).with_suffix("").as_posix() + ("" if start is None else f"-{start * 1000:07.0f}")
+    return Utterance(
+        where=where,
+        id=text_of("id") or default_id,
+        path=folder.absolute() / path,
+        text=text_of("text") or "",
+        recording_id=path,
+        start=start or 0.0,
+        duration=duration,
+        speaker=text_of("speaker"),
+        language=text_of("language"),
+        gender=text_of("gender"),
+        fields={
+            name: number_or_text(value) if isinstance(value, str) else value
+            for name, value in row.items()
+            if name not in _KNOWN and value not in (None, "")
+        },
+    )

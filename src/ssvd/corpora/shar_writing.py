@@ -1,0 +1,80 @@
+"""Writing utterances as Lhotse Shar, the way in which `shards` reads them."""
+
+import random
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lhotse.shar import SharWriter
+
+from ssvd.corpora.audio import decode
+from ssvd.corpora.readers.shards import with_audio
+from ssvd.corpora.readers.tables import JsonLines, json_object
+from ssvd.errors import UserError
+
+
+def write_shar(
+    cuts: Iterable[Any],
+    folder: Path,
+    *,
+    size: int = 500,
+    seed: int = 0,
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write utterances into shards, shuffled, and return how many shards there are.
+
+    Their audio is cut out, at its own sampling rate and with its channels, as FLAC of 16 bits. The folder appears when
+    all is written; until then FOLDER.partial holds the shards that are done, from which the same call goes on.
+
+    Args:
+        size: Utterances a shard.
+        seed: Of their order.
+        workers: Threads.
+        on_progress: Called with (shards written, of how many).
+
+    Raises:
+        UserError: The folder exists already, or an utterance cannot be decoded.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists already; give another folder.")
+    chosen = sorted(cuts, key=lambda cut: cut.id)
+    random.Random(seed).shuffle(chosen)
+    shards = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for begun in filter(Path.is_dir, list(partial.iterdir())):  # shards in which a call was killed
+        shutil.rmtree(begun)
+    names = [f"{number:06d}" for number in range(len(shards))]
+    with ThreadPoolExecutor(workers) as pool:  # libsndfile, which does the work, runs beside Python
+        for done, _ in enumerate(pool.map(_write_shard, shards, [partial] * len(shards), names), start=1):
+            if on_progress is not None:
+                on_progress(done, len(shards))
+    for path in partial.iterdir():
+        if path.name.split(".")[1] not in names:  # of a call with smaller shards, which was stopped
+            path.unlink()
+    partial.rename(folder)
+    return len(shards)
+
+
+def _write_shard(cuts: list[Any], folder: Path, name: str) -> None:
+    done = folder / f"cuts.{name}.jsonl.gz"
+    if done.exists() and _ids(done) == [cut.id for cut in cuts]:
+        return
+    with TemporaryDirectory(dir=folder) as temporary:
+        with SharWriter(temporary, {"recording": "flac"}, shard_size=None, shard_suffix=f".{name}") as writer:
+            for cut in cuts:
+                try:
+                    writer.write(with_audio(cut))
+                except Exception:
+                    decode(cut)  # which says what is wrong with the audio
+                    raise
+        for path in sorted(Path(temporary).iterdir(), reverse=True):  # the cuts last: with them the shard is done
+            path.rename(folder / path.name)
+
+
+def _ids(cuts: Path) -> list[str]:
+    return [row["id"] for _, line in JsonLines(cuts) if isinstance(row := json_object(line), dict)]

@@ -1,0 +1,184 @@
+"""From the utterances that a table or a Kaldi folder describes to checked Lhotse cuts."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lhotse import CutSet, Recording, SupervisionSegment
+
+from ssvd.corpora.audio import is_file, read_recording
+from ssvd.errors import UserError
+from ssvd.files import Journal
+
+# Times in transcripts are rounded; a segment may end this many seconds after its recording and is then clipped.
+ROUNDING = 0.1
+
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An utterance that is left out: `where` is file:row, `reason` a sentence without its full stop.
+
+    It is bad, unless a `rule` of its corpus ("no transcript", "over 30 s") leaves it out: that is no mistake.
+    """
+
+    where: str
+    reason: str
+    id: str = ""
+    rule: str = ""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Utterances (one cut with one supervision each, in the order of the source) and those left out."""
+
+    cuts: CutSet
+    skipped: list[Skipped]
+    notes: tuple[str, ...] = ()  # what reading took for granted, in sentences
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance as a data file describes it, its audio not yet looked at. Times in seconds."""
+
+    where: str
+    id: str
+    path: Path
+    text: str
+    recording_id: str
+    start: float = 0.0
+    duration: float | None = None  # None: until the recording ends
+    speaker: str | None = None
+    language: str | None = None
+    gender: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    part: str = ""  # train, dev or test, where its corpus says so
+    longest: float = math.inf  # seconds; longer ones are left out by rule
+
+
+def number_or_text(value: str) -> int | float | str:
+    """12 for "12" and 1.5 for "1.5", but "0005" (an identifier), "nan" and "" as they are."""
+    if not _NUMBER.fullmatch(value):
+        return value
+    return float(value) if set(value) & set(".eE") else int(value)
+
+
+def cuts_of(
+    utterances: Iterable[Utterance | Skipped],
+    cache: Path | None = None,
+    *,
+    outside: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[str, Any] | Skipped]:
+    """(where, cut) for each utterance whose audio is in order; each file's header is read once.
+
+    Args:
+        cache: A file that keeps the headers read so far, for when this is interrupted.
+        outside: The rule by which segments beyond the end of their recording are left out; "": they are bad.
+        on_progress: Called with (headers read, of how many).
+    """
+    utterances = list(utterances)
+    paths = {item.path: item.recording_id for item in utterances if isinstance(item, Utterance)}
+    with ThreadPoolExecutor(8) as pool, Journal(cache) if cache is not None else nullcontext() as journal:
+        headers = {} if journal is None else _known_headers(paths, journal.rows)
+        unread = [path for path in paths if path not in headers]
+        # Opening files is waiting, most of all on a network disk.
+        for path, header in zip(unread, pool.map(lambda path: _header(path, paths[path]), unread), strict=True):
+            headers[path] = header
+            if journal is not None and isinstance(header, Recording):
+                journal.add({"state": _state(path), "recording": header.to_dict()})
+            if on_progress is not None:
+                on_progress(len(headers), len(paths))
+    return [item if isinstance(item, Skipped) else _cut(item, headers[item.path], outside) for item in utterances]
+
+
+def _known_headers(paths: Iterable[Path], rows: Iterable[Mapping[str, Any]]) -> dict[Path, Recording | str]:
+    """The headers, out of rows that were written before, of those files that have not changed since."""
+    recordings = {tuple(row["state"]): row["recording"] for row in rows}
+    known = {path: recordings.get(tuple(_state(path))) for path in paths if recordings and is_file(path)}
+    return {path: Recording.from_dict(recording) for path, recording in known.items() if recording is not None}
+
+
+def _state(path: Path) -> list[str | int]:
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
+
+
+def _header(path: Path, recording_id: str) -> Recording | str:
+    try:
+        return read_recording(path, recording_id)
+    except ValueError as error:
+        return str(error)
+
+
+def _cut(utterance: Utterance, recording: Recording | str, outside: str) -> tuple[str, Any] | Skipped:
+    if isinstance(recording, str):
+        return Skipped(utterance.where, recording, utterance.id)
+    start, whole = utterance.start, recording.duration
+    end = whole if utterance.duration is None else start + utterance.duration
+    if not (0 <= start < min(end, whole) and end <= whole + ROUNDING):  # so written, NaN is refused too
+        reason = f"its segment, {start:g} to {end:g} s, is empty or outside its recording, 0 to {whole:g} s"
+        return Skipped(utterance.where, reason, utterance.id, outside)
+    duration = round(min(end, whole) - start, 8)
+    if duration > utterance.longest:
+        reason = f"it lasts {duration:.2f} s"
+        return Skipped(utterance.where, reason, utterance.id, f"over {utterance.longest:g} s")
+    cut = recording.to_cut()
+    cut.id, cut.start, cut.duration = utterance.id, start, duration
+    cut.supervisions = [
+        SupervisionSegment(
+            id=utterance.id,
+            recording_id=recording.id,
+            start=0.0,
+            duration=cut.duration,
+            channel=cut.channel,
+            text=" ".join(utterance.text.split()),
+            speaker=utterance.speaker,
+            language=utterance.language,
+            gender=utterance.gender,
+            custom=dict(utterance.fields) or None,
+        )
+    ]
+    return utterance.where, cut
+
+
+def collect(
+    items: Iterable[tuple[str, Any] | Skipped], source: str, notes: Sequence[str] = (), *, skip_bad: bool
+) -> Corpus:
+    """The corpus of those cuts that have a text and an id of their own.
+
+    Raises:
+        UserError: an utterance is bad and `skip_bad` is false, or none remains.
+    """
+    cuts: dict[str, Any] = {}
+    first_seen: dict[str, str] = {}
+    skipped: list[Skipped] = []
+    for item in items:
+        if isinstance(item, Skipped):
+            skipped.append(item)
+            continue
+        where, cut = item
+        if not (cut.supervisions[0].text or "").strip():
+            skipped.append(Skipped(where, f"utterance {cut.id} has no text", cut.id))
+        elif cut.id in cuts:
+            skipped.append(Skipped(where, f"the id {cut.id} is taken already by {first_seen[cut.id]}", cut.id))
+        else:
+            cuts[cut.id], first_seen[cut.id] = cut, where
+    bad = [item for item in skipped if not item.rule]
+    total = len(cuts) + len(bad)
+    if not cuts and not bad:
+        rules = ", ".join(f"{count} {rule}" for rule, count in Counter(item.rule for item in skipped).items())
+        left_out = f" to use; its rules leave out all: {rules}" if rules else ""
+        raise UserError(f"{source} holds no utterances{left_out}.")
+    if bad and (not skip_bad or not cuts):
+        count = f"{len(bad)} of {total} utterances are bad" if len(bad) > 1 else f"1 bad utterance of {total}"
+        advice = "" if not cuts else " Correct this, or leave such utterances out with --skip-bad."
+        raise UserError(f"{bad[0].where}: {bad[0].reason} ({count}).{advice}")
+    return Corpus(CutSet.from_cuts(cuts.values()), skipped, tuple(notes))

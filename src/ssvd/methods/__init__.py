@@ -1,0 +1,1 @@
+"""Every compared method: its budget, its PEFT configuration, its cost."""

@@ -1,0 +1,1 @@
+"""Corpora of the field, prepared by their own rules."""

@@ -1,0 +1,55 @@
+"""speechocean762: English read by native speakers of Mandarin, half of them children (arXiv 2104.01378)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ssvd.corpora.readers.kaldi import read_kaldi
+from ssvd.corpora.readers.text_files import read_text
+from ssvd.corpora.utterances import Skipped, Utterance
+from ssvd.errors import UserError
+
+_PARTS = ("train", "test")
+# Of the sentence, by five experts: 0 to 10; words and phones have their own, which stay in the file.
+_SCORES = ("accuracy", "completeness", "fluency", "prosodic", "total")
+
+
+def read_speechocean762(folder: Path) -> list[Utterance | Skipped]:
+    """Utterances of the official train and test parts, which share no speaker.
+
+    Fields are age, gender and, where `scores.json` stands in the folder or in its resource/, the scores of the
+    utterance: accuracy, completeness, fluency, prosodic, total.
+
+    Raises:
+        UserError: There is neither part, or the scores are damaged.
+    """
+    parts = [part for part in _PARTS if (folder / part / "text").is_file()]
+    if not parts:
+        raise UserError(f"{folder} does not hold speechocean762: there is neither train/text nor test/text in it.")
+    scores = _scores(folder)
+    items = [(part, item) for part in parts for item in read_kaldi(folder / part)]
+    return [
+        item
+        if isinstance(item, Skipped)
+        else replace(item, part=part, language="en", fields={**item.fields, **scores.get(item.id, {})})
+        for part, item in items
+    ]
+
+
+def _scores(folder: Path) -> dict[str, dict[str, Any]]:
+    path = next(
+        (path for path in (folder / "scores.json", folder / "resource" / "scores.json") if path.is_file()), None
+    )
+    if path is None:
+        return {}
+    try:
+        utterances = json.loads(read_text(path))
+        return {name: _of_utterance(scores) for name, scores in utterances.items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} does not hold scores by utterance ({error}); take it from the corpus anew.") from error
+
+
+def _of_utterance(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: scores[name] for name in _SCORES if scores.get(name) is not None}

@@ -1,0 +1,265 @@
+"""The files of an OWSM checkpoint as ESPnet lays them out, and the network that they describe."""
+
+import argparse
+import copy
+import io
+import shutil
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from ssvd.errors import UserError
+
+# ESPnet pins old versions of what it needs, so pip cannot install it with its dependencies beside a recent torch.
+SETUP = "pip install --no-deps espnet==202511 && pip install 'ssvd[espnet]' (in a clone: make setup-espnet)."
+
+
+@contextmanager
+def espnet_importable(*, silent: bool = True) -> Iterator[None]:
+    """ESPnet's imports succeed, with or without torchaudio.
+
+    It imports torchaudio for effects that OWSM does not use, and there is no build of it for CPUs alone: an empty
+    module stands in, which nobody else gets to see.
+
+    Args:
+        silent: Whether to swallow what is printed meanwhile: it talks of parts that OWSM does not use.
+
+    Raises:
+        UserError: ESPnet is not installed.
+    """
+    missing = "torchaudio" not in sys.modules
+    if missing:
+        try:
+            import torchaudio  # noqa: F401
+        except (ImportError, OSError):  # OSError: built for another torch
+            sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+        else:
+            missing = False
+    try:
+        with ExitStack() as quiet:
+            if silent:
+                quiet.enter_context(redirect_stdout(io.StringIO()))
+                quiet.enter_context(redirect_stderr(io.StringIO()))
+            yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"OWSM models need ESPnet, and {error.name} is not installed: {SETUP}") from None
+    finally:
+        if missing:
+            sys.modules.pop("torchaudio", None)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An ESPnet model on disk.
+
+    Attributes:
+        config_file: Its YAML, which lists the tokens too.
+        weights_file: A state dict (.pth); None where only the config is known.
+        config: The content of `config_file`, as it stands there.
+    """
+
+    config_file: Path
+    weights_file: Path | None
+    config: dict[str, Any]
+
+    @property
+    def is_ctc(self) -> bool:
+        """Whether this is OWSM-CTC (arXiv 2402.12654), which has a prompt encoder and no decoder."""
+        return "promptencoder" in self.config
+
+    def absolute(self) -> dict[str, Any]:
+        """The config with the paths of what loading reads made absolute; those in the file are relative to some folder
+        above it.
+
+        Raises:
+            UserError: A file is missing.
+        """
+        config = copy.deepcopy(self.config)
+        for holder, name in _file_fields(config):
+            holder[name] = str(self._find(holder[name], name))
+        return config
+
+    def _find(self, path: str, field: str) -> Path:
+        for folder in [self.config_file.parent, *self.config_file.parents[1:5]]:
+            if (folder / path).is_file():
+                return (folder / path).absolute()
+        raise UserError(
+            f"{self.config_file}: {field} is {path}, and there is no such file in the folders above; fetch it from "
+            "where the checkpoint comes from."
+        )
+
+    def task(self) -> Any:
+        """ESPnet's task, which builds the network."""
+        with espnet_importable():
+            if self.is_ctc:
+                from espnet2.tasks.s2t_ctc import S2TTask
+            else:
+                from espnet2.tasks.s2t import S2TTask
+        return S2TTask
+
+    def outline(self) -> nn.Module:
+        """The network without weights, on the meta device."""
+        config = copy.deepcopy(self.config)
+        config["normalize"] = None  # its statistics are a file, and are not trained
+        with torch.device("meta"):
+            return self._build(config)
+
+    def network(self) -> tuple[nn.Module, argparse.Namespace]:
+        """The network in float32 with its weights, and its config with absolute paths.
+
+        Raises:
+            UserError: The file cannot be read, or it does not hold exactly the network's tensors. (ESPnet itself leaves
+                what is missing at random.)
+        """
+        if self.weights_file is None:
+            raise UserError(f"There are no weights (.pth) beside {self.config_file}.")
+        config = self.absolute()
+        network = self._build(config)
+        load_weights(network, self.weights_file)
+        return network.float().eval(), argparse.Namespace(**config)
+
+    def _build(self, config: dict[str, Any]) -> nn.Module:
+        if config.get("use_adapter"):
+            raise UserError(
+                f"{self.config_file} describes a model with an adapter of ESPnet ({config.get('adapter')}): decode it "
+                "with ESPnet, or give the checkpoint that it was trained from."
+            )
+        task = self.task()
+        try:
+            return task.build_model(argparse.Namespace(**config))
+        except UserError:
+            raise
+        except Exception as error:  # a config of another task or version fails in many ways
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            raise UserError(
+                f"{self.config_file} does not describe a model that ESPnet 202511 can build as OWSM ({reason})."
+            ) from error
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        """Write a folder as OWSM is published: meta.yaml, config, weights, tokens; paths relative to the folder."""
+        config, places = copy.deepcopy(self.config), {}
+        for holder, name in _file_fields(config):
+            source = self._find(holder[name], name)
+            place = Path("data" if name != "stats_file" else "exp/stats") / source.name
+            holder[name] = str(place)
+            places[place] = source
+        config_file, weights_file = Path("exp/s2t/config.yaml"), Path("exp/s2t/model.pth")
+        (folder / config_file).parent.mkdir(parents=True, exist_ok=True)
+        for place, source in places.items():
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            if (folder / place).resolve() != source.resolve():  # a checkpoint may be saved where it came from
+                shutil.copyfile(source, folder / place)
+        with (folder / config_file).open("w", encoding="utf-8") as file:
+            yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
+        torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, folder / weights_file)
+        meta = {
+            "espnet": "202511",
+            "files": {"s2t_model_file": str(weights_file)},
+            "yaml_files": {"s2t_train_config": str(config_file)},
+        }
+        (folder / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
+
+
+def find_checkpoint(path: Path) -> Checkpoint | None:
+    """The ESPnet model of a folder, or None where there is none.
+
+    Args:
+        path: A folder with `meta.yaml`, as OWSM is published; a folder of an experiment with `config.yaml` and one
+            .pth file; such a config or .pth file itself.
+
+    Raises:
+        UserError: There are several to choose from, or a file is missing or no YAML.
+    """
+    if path.suffix == ".pth" and path.is_file():
+        return _checkpoint(path.parent / "config.yaml", path)
+    if path.suffix == ".yaml" and path.is_file():
+        return _checkpoint(path, None)
+    if (path / "meta.yaml").is_file():
+        meta = _read_yaml(path / "meta.yaml")
+        try:
+            config, weights = meta["yaml_files"]["s2t_train_config"], meta["files"]["s2t_model_file"]
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{path}/meta.yaml names no speech-to-text model (s2t_train_config, s2t_model_file)."
+            ) from None
+        return _checkpoint(path / config, path / weights)
+    configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.glob("exp/*/config.yaml"))
+    found = [(config, weights) for config in configs for weights in sorted(config.parent.glob("*.pth"))]
+    if not found:
+        return None
+    distinct = {weights.resolve() for _, weights in found}  # ESPnet links valid.acc.best.pth to 12epoch.pth
+    if len(distinct) > 1:
+        names = ", ".join(str(weights.relative_to(path)) for _, weights in found)
+        raise UserError(f"{path} holds several models ({names}); give one of these files.")
+    return _checkpoint(*found[0])
+
+
+def _checkpoint(config_file: Path, weights_file: Path | None) -> Checkpoint:
+    for file in filter(None, (config_file, weights_file)):
+        if not file.is_file():
+            raise UserError(f"{file} is missing; fetch the checkpoint whole.")
+    config = _read_yaml(config_file)
+    if "token_list" not in config or "encoder" not in config:
+        raise UserError(f"{config_file} is not the config of an ESPnet model: it has no token_list and encoder.")
+    return Checkpoint(config_file, weights_file, config)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold fields by name.")
+    return values
+
+
+def _file_fields(config: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """(dictionary, key) of each value that names a file which loading reads."""
+    fields = [
+        (config, "bpemodel"),
+        (config, "token_list"),
+        (config.get("normalize_conf") or {}, "stats_file"),
+    ]
+    return [(holder, name) for holder, name in fields if isinstance(holder.get(name), str)]
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Load a state dict, every tensor of which must be accounted for.
+
+    Raises:
+        UserError: The file cannot be read, or it does not hold exactly the network's tensors.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has many
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"The weights {file} cannot be read ({reason}).") from error
+    expected = network.state_dict().keys()
+    state = _renamed(state, expected)
+    missing, extra = expected - state.keys(), state.keys() - expected
+    if missing or extra:
+        what = f"lacks {min(missing)}" if missing else f"holds {min(extra)}, which the network of its config lacks"
+        raise UserError(
+            f"{file} {what} (missing: {len(missing)}, too many: {len(extra)}): weights and config.yaml "
+            "must be of one model, without adapters."
+        )
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n")[1].split())
+        raise UserError(f"{file} does not fit its config.yaml: {reason}") from None
+
+
+def _renamed(state: dict[str, torch.Tensor], expected: Any) -> dict[str, torch.Tensor]:
+    """Weights under the names of this ESPnet: releases disagree on whether the first layer is `out` or `out.0`."""
+    names = {name.replace(".embed.out.0.", ".embed.out."): name for name in expected if ".embed.out." in name}
+    return {names.get(name.replace(".embed.out.0.", ".embed.out."), name): tensor for name, tensor in state.items()}

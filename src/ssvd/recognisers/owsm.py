@@ -1,0 +1,435 @@
+"""OWSM (Peng et al. 2024, arXiv 2401.16658) and OWSM-CTC (arXiv 2402.12654) on ESPnet's own networks and searches."""
+
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import langcodes
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from ssvd.corpora.audio import load_audio
+from ssvd.corpora.selection import field_value
+from ssvd.errors import UserError
+from ssvd.recognisers.decoding import (
+    DEFAULT_DECODING,
+    Decoding,
+    Transcript,
+    evaluation_mode,
+    split_at_pauses,
+    whole_windows,
+)
+from ssvd.recognisers.espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
+from ssvd.recognisers.spec_augment import SpecAugment
+
+PADDING = -1  # of labels, as in ESPnet
+SYMBOLS_OF_THREE = {"asr", "eos", "sop", "sos", "unk"}  # of the vocabulary's <xxx>, those that are no language
+TOKENS_PER_SECOND = 15  # faster than people speak
+
+
+class EspnetBatch(NamedTuple):
+    """Utterances as tensors: a row each, or several consecutive ones for an utterance longer than the window."""
+
+    ids: list[str]
+    pieces: list[int]  # rows of each utterance
+    languages: list[str | None]  # symbol of each utterance's language, such as <eng>; None where unknown
+    speech: Tensor  # (rows, samples of the window), float32, padded with silence
+    seconds: list[float]  # of speech in each row
+    labels: dict[str, Tensor]  # what ESPnet's `forward` takes beside the speech; empty without text
+
+
+class Owsm:
+    """An OWSM checkpoint as a `Recogniser`.
+
+    Speech is padded with silence to the window, as in OWSM's own training. Labels are <language><asr><notimestamps> and
+    the text; a supervision's field `text_prev`, where there is one, is given as the text before. The language of an
+    utterance is that of its supervision ("Dutch", "nl", "nld"), else `language`, else, in decoding only, what the model
+    detects.
+
+    Args:
+        checkpoint: The files.
+        window: Seconds of input, at most the model's own (30).
+        language: Name or code, of utterances that do not state theirs.
+        task: "transcribe", or "translate" (into English).
+
+    Raises:
+        UserError: The files do not fit together, or an option is none that the model has.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        window: float | None = None,
+        language: str | None = None,
+        task: str = "transcribe",
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._network: Any
+        self._network, self._options = checkpoint.network()
+        self.module: nn.Module = self._network
+        self.spec_augment: SpecAugment | None = None
+        self.has_fallback = False
+        self._network.specaug = None  # only what is asked for
+        preprocessing = self._options.preprocessor_conf
+        self.sampling_rate: int = int(preprocessing.get("fs", 16000))
+        own = float(preprocessing.get("speech_length", 30))
+        if window is not None and not 0.5 <= window <= own:
+            raise UserError(f"The window must be between 0.5 s and the model's own {own:g} s, not {window:g} s.")
+        self.window: float = window or own
+        preprocessing["speech_length"] = self.window  # the search pads to it
+        self._samples = round(self.window * self.sampling_rate)
+        self._search = self._build_search(1)
+        self._ids: dict[str, int] = self._search.converter.token2id
+        tokens = (re.fullmatch(r"<([a-z]{3})>", token) for token in self._ids)
+        self._languages = {match[1] for match in tokens if match and match[1] not in SYMBOLS_OF_THREE}
+        only = next(iter(self._languages)) if len(self._languages) == 1 else None
+        self.language: str | None = only and langcodes.standardize_tag(only)
+        self._language = f"<{only}>" if only else self._symbol(language)
+        self._task = "<asr>" if task == "transcribe" else "<st_eng>"
+        if task not in ("transcribe", "translate") or self._task not in self._ids:
+            raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
+
+    @classmethod
+    def outline(cls, checkpoint: Checkpoint) -> tuple[nn.Module, list[str]]:
+        """The network without its weights, on the meta device, and its adaptable layers."""
+        network = checkpoint.outline()
+        return network, _adaptable_layers(network)
+
+    def adaptable_layers(self) -> list[str]:
+        """Names of all linear layers of encoder and decoder, the decoder's output among them, not that of CTC.
+
+        They are those of the paper: 380 of OWSM-1B.
+        """
+        return _adaptable_layers(self._network)
+
+    # -- labels
+
+    def _symbol(self, language: str | None) -> str | None:
+        """The model's symbol of a language given by English name or BCP-47 tag; None if none is given."""
+        if not language:
+            return None
+        tag = TO_LANGUAGE_CODE.get(language.strip().lower(), language.strip())
+        try:
+            code = langcodes.Language.get(tag).to_alpha3()
+        except (langcodes.LanguageTagError, LookupError):
+            code = ""
+        if code not in self._languages:
+            raise UserError(
+                f"This model does not know the language {language!r}: give its English name or ISO 639 code."
+            )
+        return f"<{code}>"
+
+    def _cut_language(self, cut: Any) -> str | None:
+        if len(self._languages) == 1:
+            return self._language
+        return self._symbol(field_value(cut, "language")) or self._language
+
+    def _tokens(self, text: str) -> list[int]:
+        return self._search.converter.tokens2ids(self._search.tokenizer.text2tokens(text))
+
+    def _prompt(self, language: str) -> list[int]:
+        return [self._ids[language], self._ids[self._task], self._ids["<notimestamps>"]]
+
+    def _labels(self, cut: Any) -> dict[str, list[int]]:
+        """Each label that ESPnet's `forward` takes, as tokens."""
+        if round(cut.duration * self.sampling_rate) > self._samples:
+            raise UserError(
+                f"It lasts {cut.duration:.2f} s and the window is {self.window:g} s: cut it, or leave it out."
+            )
+        text = (field_value(cut, "text") or "").strip()
+        if not text:
+            raise UserError("It has no text to learn: transcribe it, or leave it out.")
+        tokens = self._tokens(text)
+        if self._ids["<unk>"] in tokens:
+            raise UserError(f"Its text has marks that the model's vocabulary lacks: {text!r}.")
+        language = self._cut_language(cut)
+        if language is None:
+            raise UserError("The language is not stated, in the data or as an option, and this model needs it.")
+        previous = field_value(cut, "text_prev")
+        return self._with_prompt(language, tokens, self._tokens(previous) if previous else [self._ids["<na>"]])
+
+    def _with_prompt(self, language: str, tokens: list[int], previous: list[int]) -> dict[str, list[int]]:
+        return {"text": [*self._prompt(language), *tokens], "text_prev": previous, "text_ctc": tokens}
+
+    @cached_property
+    def _frames(self) -> int:
+        """Frames of the encoder in a window."""
+        with evaluation_mode(self._network):
+            silence = self._placed(torch.zeros(1, self._samples))
+            features, lengths = self._network._extract_feats(silence, torch.tensor([self._samples]))
+            mask = torch.ones(1, 1, int(lengths[0]), dtype=torch.bool, device=silence.device)
+            return self._network.encoder.embed(features, mask)[0].shape[1]
+
+    def check(self, cut: Any) -> str | None:
+        """Why the utterance cannot be trained on (too long, no text, too much of it, no language), or None."""
+        try:
+            target = self._labels(cut)["text_ctc"]
+        except UserError as error:
+            return str(error)
+        # CTC needs a frame for each token, and one between equal ones. Not asked by `collate`, as what answers is the
+        # network, which workers must not use.
+        needed = len(target) + sum(a == b for a, b in pairwise(target))
+        if needed > self._frames:
+            return f"Its text takes {needed} frames and the window has {self._frames}: cut it, or leave it out."
+        return None
+
+    def input_seconds(self, duration: float) -> float:
+        """Seconds that the network reads for an utterance: whole windows, whatever it shares its batch with."""
+        return whole_windows(duration, self.window)
+
+    def collate(self, cuts: Iterable[Any], *, text: bool = True) -> EspnetBatch:
+        """Read utterances as one batch: with `text` to train on or decode, without it only to decode.
+
+        Without `text`, one longer than the window is cut at its pauses.
+
+        Raises:
+            UserError: An utterance cannot be read or, with `text`, `check` finds fault with it; it is named.
+        """
+        cuts = list(cuts)
+        languages, labels = [], []
+        for cut in cuts:
+            try:
+                languages.append(self._cut_language(cut))
+                if text:
+                    labels.append(self._labels(cut))
+            except UserError as error:
+                raise UserError(f"Utterance {cut.id}: {error}") from None
+        audio = [load_audio(cut, self.sampling_rate) for cut in cuts]
+        pieces = [[samples] if text else self._split(samples) for samples in audio]
+        batch = self._batch([cut.id for cut in cuts], pieces, languages)
+        for name in labels[0] if labels else ():
+            rows = [torch.tensor(label[name]) for label in labels]
+            batch.labels[name] = pad_sequence(rows, batch_first=True, padding_value=PADDING)
+            batch.labels[f"{name}_lengths"] = torch.tensor([len(row) for row in rows])
+        return batch
+
+    def _batch(self, ids: list[str], pieces: list[list[np.ndarray]], languages: list[str | None]) -> EspnetBatch:
+        rows = [piece[: self._samples] for utterance in pieces for piece in utterance]
+        speech = torch.zeros(len(rows), self._samples)
+        for row, samples in zip(speech, rows, strict=True):
+            row[: len(samples)] = torch.from_numpy(np.asarray(samples, dtype=np.float32))
+        seconds = [len(samples) / self.sampling_rate for samples in rows]
+        return EspnetBatch(ids, [len(utterance) for utterance in pieces], languages, speech, seconds, {})
+
+    def _split(self, samples: np.ndarray) -> list[np.ndarray]:
+        return split_at_pauses(samples, self._samples, self.sampling_rate, slack=self.sampling_rate // 100)
+
+    # -- training
+
+    def loss(self, batch: EspnetBatch, *, label_smoothing: float | None = None) -> Tensor:
+        """ESPnet's own: of decoder and CTC branch in the proportion of the checkpoint's config, a float32 scalar.
+
+        ESPnet sums the decoder's loss over the tokens of an utterance and takes the mean over utterances. In training
+        mode `spec_augment` masks the features.
+
+        Args:
+            batch: Collated with text.
+            label_smoothing: Of the decoder's targets; None for that of the config.
+
+        Raises:
+            ValueError: The batch was collated without text.
+        """
+        if not batch.labels:
+            raise ValueError("the batch has no labels: collate it with text=True")
+        network = self._network
+        network.specaug = None if self.spec_augment is None else _Masked(self.spec_augment)
+        own = self._set_smoothing(label_smoothing)
+        try:
+            speech = self._placed(batch.speech)
+            lengths = torch.full((len(speech),), speech.shape[1], device=speech.device)
+            labels = {
+                name: label.to(speech.device, copy=True) for name, label in batch.labels.items()
+            }  # it writes there
+            loss, _, _ = self.module(speech=speech, speech_lengths=lengths, **labels)
+        finally:
+            self._set_smoothing(own)
+            network.specaug = None
+        return loss.float().mean()  # it has one entry, for ESPnet's data-parallel training
+
+    def _set_smoothing(self, smoothing: float | None) -> float | None:
+        """Change label smoothing, None for no change, and return what it was."""
+        criterion = getattr(self._network, "criterion_att", None)
+        if smoothing is None:
+            return None
+        if criterion is None:
+            raise UserError("OWSM-CTC has no label smoothing: leave --label-smoothing out.")
+        own, criterion.smoothing, criterion.confidence = criterion.smoothing, smoothing, 1 - smoothing
+        return own
+
+    # -- decoding
+
+    def decode(self, batch: EspnetBatch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
+        """See `transcribe`: there is one search."""
+        return [Transcript(text, text) for text in self.transcribe(batch, decoding)]
+
+    def transcribe(self, batch: EspnetBatch, decoding: Decoding = DEFAULT_DECODING) -> list[str]:
+        """The text of each utterance by ESPnet's search, without special tokens and outer spaces.
+
+        Greedy search (`beams` 1) follows the decoder alone, a wider one decoder and CTC branch in the proportion of the
+        checkpoint's config. An utterance gets at most 16 tokens and 15 for each second.
+
+        Args:
+            batch: Labels, if it has any, are not looked at.
+            decoding: Its fallback is not used.
+        """
+        rows = [language for language, n in zip(batch.languages, batch.pieces, strict=True) for _ in range(n)]
+        with evaluation_mode(self.module):
+            texts = self._decode(batch, rows, decoding)
+        parts = iter(texts)
+        return [" ".join(filter(None, (next(parts).strip() for _ in range(n)))) for n in batch.pieces]
+
+    def _decode(self, batch: EspnetBatch, languages: list[str | None], decoding: Decoding) -> list[str]:
+        search = self._search if decoding.beams == 1 else self._build_search(decoding.beams)
+        search.device = str(self._device)
+        search.beam_search.to(self._device)
+        texts = []
+        for speech, seconds, language in zip(batch.speech, batch.seconds, languages, strict=True):
+            limit = 16 + int(TOKENS_PER_SECOND * seconds)
+            search.maxlenratio = -min(
+                decoding.max_new_tokens or limit, limit
+            )  # ESPnet's way to state a number of tokens
+            hypotheses = search(speech, lang_sym=language or self._detected(speech), task_sym=self._task)
+            texts.append(hypotheses[0][3] if hypotheses else "")
+        return texts
+
+    def _detected(self, speech: Tensor) -> str:
+        """The likeliest of the language symbols after <sos>, which OWSM is trained to predict."""
+        network = self._network
+        with espnet_importable():
+            from espnet.nets.pytorch_backend.transformer.mask import subsequent_mask
+        encoded, _ = network.encode(self._placed(speech[None]), torch.tensor([len(speech)], device=self._device))
+        encoded = encoded[0] if isinstance(encoded, tuple) else encoded
+        start = torch.tensor([[network.sos]], device=self._device)
+        scores, *_ = network.decoder.forward_one_step(start, subsequent_mask(1, device=self._device)[None], encoded)
+        symbols = sorted(f"<{code}>" for code in self._languages)
+        return symbols[int(scores[0, [self._ids[symbol] for symbol in symbols]].argmax())]
+
+    def _build_search(self, beams: int) -> Any:
+        """ESPnet's `Speech2Text` around the network that is there, adapter included: PEFT changes it in place."""
+        with espnet_importable():
+            from espnet2.bin.s2t_inference import Speech2Text
+        weight = 0.0 if beams == 1 else self._network.ctc_weight
+        with self._given_network():
+            return Speech2Text(beam_size=beams, ctc_weight=weight, device=str(self._device))
+
+    def _given_network(self) -> Any:
+        """ESPnet's classes for decoding read a model from files; within this context they are given ours."""
+        built = self._network, self._options
+        return patch.object(self._checkpoint.task(), "build_model_from_file", lambda *files: built)
+
+    def transcribe_audio(
+        self,
+        samples: np.ndarray,
+        decoding: Decoding = DEFAULT_DECODING,
+        *,
+        language: str | None = None,
+        batch_size: int = 8,
+    ) -> str:
+        """The text of a recording of any length, cut into windows at its pauses, each decoded on its own.
+
+        ESPnet's `decode_long` goes by timestamps that the model predicts, which one adapted to texts without them
+        forgets.
+
+        Args:
+            samples: float array (samples,), mono, at `sampling_rate`, within [-1, 1].
+            decoding: Its limit of tokens is one for each piece.
+            language: Name or code; None for the model's option, else detected in the first piece.
+            batch_size: Not used by OWSM, which searches one piece at a time.
+
+        Raises:
+            UserError: The model does not know the language.
+        """
+        pieces = self._split(np.asarray(samples, dtype=np.float32))
+        symbol = self._symbol(language) or self._language
+        if symbol is None:
+            with evaluation_mode(self.module):
+                symbol = self._detected(self._batch([""], [pieces[:1]], [None]).speech[0])
+        return self.transcribe(self._batch([""], [pieces], [symbol]), decoding)[0]
+
+    # -- files
+
+    @staticmethod
+    def loading_code(name: str) -> str:
+        """See `Recogniser`."""
+        return f'from ssvd import load_model\n\nmodel = load_model("{name}").module'
+
+    def save(self, folder: str | Path) -> None:
+        """Write a plain ESPnet checkpoint, as OWSM is published, in float32.
+
+        Raises:
+            TypeError: An adapter is still apart; assign `module.merge_and_unload()` to `module` first.
+        """
+        if isinstance(self.module, PeftModel) or self.module is not self._network:
+            raise TypeError("merge the adapter before saving: speech.module = speech.module.merge_and_unload()")
+        self._checkpoint.save(self._network, Path(folder))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._network.parameters()).device
+
+    def _placed(self, speech: Tensor) -> Tensor:
+        return speech.to(self._device)
+
+
+class OwsmCtc(Owsm):
+    """OWSM-CTC: an encoder that is told language and task, and whose frames say language, task and text."""
+
+    def _prompt(self, language: str) -> list[int]:
+        return [self._ids[language], self._ids[self._task]]
+
+    def _with_prompt(self, language: str, tokens: list[int], previous: list[int]) -> dict[str, list[int]]:
+        text = [*self._prompt(language), *tokens]
+        return {"text": text, "text_prev": previous, "text_ctc": text, "prefix": self._prompt(language)}
+
+    def _build_search(self, beams: int) -> Any:
+        with espnet_importable():
+            from espnet2.bin.s2t_inference_ctc import Speech2TextGreedySearch
+        with self._given_network():
+            return Speech2TextGreedySearch(device=str(self._device))
+
+    def _decode(self, batch: EspnetBatch, languages: list[str | None], decoding: Decoding) -> list[str]:
+        if decoding.beams > 1 or decoding.max_new_tokens is not None:
+            raise UserError("OWSM-CTC decodes greedily, all frames at once: leave --beams at 1.")
+        self._search.device = str(self._device)
+        symbols = [language or "<nolang>" for language in languages]
+        tasks = [self._task] * len(symbols)
+        return self._search.batch_decode(list(batch.speech), len(symbols), lang_sym=symbols, task_sym=tasks)
+
+    def _detected(self, speech: Tensor) -> str:
+        return "<nolang>"
+
+
+class _Masked(nn.Module):
+    """`SpecAugment` where ESPnet calls its own: features (rows, frames, mels)."""
+
+    def __init__(self, spec_augment: SpecAugment) -> None:
+        super().__init__()
+        self._masks = spec_augment
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self._masks(features.transpose(1, 2), lengths).transpose(1, 2), lengths
+
+
+def _adaptable_layers(network: nn.Module) -> list[str]:
+    layers = (name for name, layer in network.named_modules() if isinstance(layer, nn.Linear))
+    return [name for name in layers if not name.startswith("ctc.")]
+
+
+def load_owsm(
+    checkpoint: Checkpoint, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
+) -> Owsm:
+    """An OWSM or OWSM-CTC model from its files; see `ssvd.recognisers.loading.load_model`."""
+    family = OwsmCtc if checkpoint.is_ctc else Owsm
+    return family(checkpoint, window=window, language=language, task=task)
+
+
+__all__ = ["EspnetBatch", "Owsm", "OwsmCtc", "find_checkpoint", "load_owsm"]

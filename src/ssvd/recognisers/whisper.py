@@ -1,0 +1,515 @@
+"""Whisper (Radford et al. 2022, arXiv 2212.04356): OpenAI's checkpoints, their descendants, small ones of one's own."""
+
+import copy
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+from ssvd.corpora.audio import load_audio
+from ssvd.errors import UserError
+from ssvd.recognisers.decoding import (
+    DEFAULT_DECODING,
+    Attempt,
+    Decoding,
+    Transcript,
+    evaluation_mode,
+    split_at_pauses,
+    whole_windows,
+)
+from ssvd.recognisers.spec_augment import SpecAugment
+from ssvd.recognisers.transformers_checkpoint import load_network
+
+IGNORED = -100  # label of positions that do not count in the loss
+MULTILINGUAL_VOCABULARY = 51865  # OpenAI's English-only models have one token less
+
+
+class Batch(NamedTuple):
+    """Utterances as tensors: a row each, or several consecutive ones for an utterance longer than the window."""
+
+    ids: list[str]
+    pieces: list[int]  # rows of each utterance
+    languages: list[str | None]  # code of each utterance's language; None where unknown or meaningless
+    features: Tensor  # (rows, mels, frames of the window), float32: log-mel spectra as Whisper scales them
+    frames: Tensor  # (rows,), int64: frames of speech, the rest is padding
+    decoder_input_ids: Tensor | None  # (rows, length), int64: prompt and text
+    labels: Tensor | None  # (rows, length), int64: text and end; IGNORED at prompt and padding
+
+
+class _RowLimits(StoppingCriteria):
+    """Ends each utterance at its own length, so that its text does not depend on the others of its batch."""
+
+    def __init__(self, limits: Tensor) -> None:
+        self.limits = limits
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        beams = len(input_ids) // len(self.limits)
+        return (input_ids.shape[1] >= self.limits).repeat_interleave(beams)
+
+
+class _Sampling(LogitsProcessor):
+    """Makes greedy search sample at a temperature, each row from a generator of its own (the Gumbel-max trick)."""
+
+    def __init__(self, temperature: float, generators: list[torch.Generator]) -> None:
+        self.temperature = temperature
+        self.generators = generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = [-torch.empty(scores.shape[1]).exponential_(generator=own).log() for own in self.generators]
+        return scores.float() / self.temperature + torch.stack(noise).to(scores.device)
+
+
+class _Encoded(NamedTuple):
+    """Rows to decode: what the encoder made of them, and what the decoder begins with."""
+
+    states: Tensor  # (rows, frames, width)
+    prompts: Tensor  # (rows, length), int64
+    limits: Tensor  # (rows,), int64: of the tokens in all
+    names: list[str]  # by which each row draws its random numbers
+
+    def select(self, rows: list[int]) -> "_Encoded":
+        return _Encoded(self.states[rows], self.prompts[rows], self.limits[rows], [self.names[row] for row in rows])
+
+
+def _processor(name: str) -> WhisperProcessor:
+    try:
+        return WhisperProcessor.from_pretrained(name)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"The tokenizer or feature extractor of {name} cannot be read: copy tokenizer.json, "
+            "tokenizer_config.json and preprocessor_config.json from the model that it comes from."
+        ) from error
+
+
+def _linear_layers(whisper: WhisperForConditionalGeneration) -> list[str]:
+    output = whisper.get_output_embeddings()
+    return [n for n, layer in whisper.named_modules() if isinstance(layer, nn.Linear) and layer is not output]
+
+
+class Whisper:
+    """A Whisper checkpoint as a `Recogniser`.
+
+    The prompt of the decoder follows the checkpoint: <|startoftranscript|>, language and task where it is multilingual,
+    <|notimestamps|> where it has that token. The language of an utterance is that of its supervision ("Dutch", "nl",
+    "nl-BE"), else `language`, else, in decoding only, what the model detects.
+
+    Args:
+        module: The network, not yet wrapped by PEFT.
+        processor: Its tokenizer and feature extractor.
+        window: Seconds of input, at most the model's own (30): the encoder sees shorter features and uses the first
+            of its positions. `save` writes all of them.
+        language: Name or code, of utterances that do not state theirs.
+        task: "transcribe" or "translate".
+        dtype: What `save` stores the weights in.
+
+    Raises:
+        UserError: the window, language or task is none that the model has.
+    """
+
+    def __init__(
+        self,
+        module: WhisperForConditionalGeneration,
+        processor: WhisperProcessor,
+        *,
+        window: float | None = None,
+        language: str | None = None,
+        task: str = "transcribe",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.module: nn.Module = module
+        self.spec_augment: SpecAugment | None = None
+        self.has_fallback = True
+        self._tokenizer = processor.tokenizer
+        self._features = processor.feature_extractor
+        self._processor = processor
+        self._dtype = dtype
+        self._config = copy.deepcopy(module.config)
+        module.config.apply_spec_augment = False  # Transformers' own masking would come on top
+        self.sampling_rate: int = self._features.sampling_rate
+        self._set_window(module, window)
+        self._set_tokens(module, language, task)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
+    ) -> "Whisper":
+        """Load float32 weights (from safetensors files only), tokenizer and feature extractor; see `load_model`."""
+        module, dtype = load_network(WhisperForConditionalGeneration, name)
+        return cls(module, _processor(name), window=window, language=language, task=task, dtype=dtype)
+
+    @classmethod
+    def without_weights(cls, name: str, *, window: float | None = None, language: str | None = None) -> "Whisper":
+        """What `check` needs of a checkpoint, its network on the meta device; see `load_check`."""
+        module, _ = cls.outline(name)
+        with suppress(OSError):  # small models made by hand have none
+            module.generation_config = GenerationConfig.from_pretrained(name)
+        return cls(module, _processor(name), window=window, language=language)
+
+    def _set_window(self, module: WhisperForConditionalGeneration, window: float | None) -> None:
+        """Truncate the encoder's positions to `window` seconds and remember all of them."""
+        encoder = module.model.encoder
+        self._positions = encoder.embed_positions.weight.detach()
+        stride = encoder.conv1.stride[0] * encoder.conv2.stride[0] * self._features.hop_length  # samples a position
+        own = len(self._positions)
+        positions = own if window is None else round(window * self.sampling_rate / stride)
+        if not 0 < positions <= own:
+            limit = own * stride / self.sampling_rate
+            raise UserError(f"A window of {window:g} s is not possible: this model takes more than 0, up to {limit:g}.")
+        if positions < own:
+            encoder.embed_positions = nn.Embedding.from_pretrained(self._positions[:positions].clone())
+            module.config.max_source_positions = positions
+        self._samples = positions * stride
+        self.window: float = self._samples / self.sampling_rate
+
+    def _set_tokens(self, module: WhisperForConditionalGeneration, language: str | None, task: str) -> None:
+        """Find the special tokens: in the generation config, else in the vocabulary."""
+        config, generation = module.config, module.generation_config
+        vocabulary = self._tokenizer.get_vocab()
+        start, end = generation.decoder_start_token_id, generation.eos_token_id
+        self._start: int = config.decoder_start_token_id if start is None else start
+        self._end: int = end[0] if isinstance(end, list) else config.eos_token_id if end is None else end
+        # OpenAI's token for silence has one name in the English-only models and another in the later ones.
+        self._no_speech: int | None = vocabulary.get("<|nospeech|>", vocabulary.get("<|nocaptions|>"))
+        self._no_timestamps: int | None = getattr(
+            generation, "no_timestamps_token_id", vocabulary.get("<|notimestamps|>")
+        )
+        # The vocabulary alone cannot tell: OpenAI's English-only one holds the tokens of all languages too.
+        multilingual = getattr(generation, "is_multilingual", None)
+        if multilingual is None:
+            multilingual = config.vocab_size >= MULTILINGUAL_VOCABULARY
+        tokens = {code: vocabulary.get(f"<|{code}|>") for code in LANGUAGES} if multilingual else {}
+        self._languages: dict[str, int] = {code: token for code, token in tokens.items() if token is not None}
+        self._task: int = vocabulary.get(f"<|{task}|>", -1)
+        if task not in ("transcribe", "translate") or (self._task < 0 if self._languages else task == "translate"):
+            raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
+        self._language = self._language_code(language)
+        self.language: str | None = self._language if self._languages else "en"
+        # A vocabulary with words that begin with a space: there OpenAI's texts begin with one as well.
+        self._has_words = len(self._tokenizer.tokenize(" a")) == 1
+
+    def _language_code(self, language: str | None) -> str | None:
+        """Whisper's code of a language given by English name or BCP-47 tag; None if none is given or needed."""
+        if not language or not self._languages:
+            return None
+        name = language.strip().lower()
+        code = TO_LANGUAGE_CODE.get(name, re.split("[-_]", name)[0])
+        if code not in self._languages:
+            raise UserError(
+                f"This model does not know the language {language!r}: give its English name or ISO 639-1 code."
+            )
+        return code
+
+    def _prompt(self, language: str | None) -> list[int]:
+        tokens = [self._start]
+        if self._languages:
+            if language is None:
+                raise UserError("The language is not stated, in the data or as an option, and this model needs it.")
+            tokens += [self._languages[language], self._task]
+        return tokens if self._no_timestamps is None else [*tokens, self._no_timestamps]
+
+    def adaptable_layers(self) -> list[str]:
+        """Names of all linear layers of encoder and decoder: attention and feed-forward, not the output projection."""
+        return _linear_layers(self._whisper)
+
+    @staticmethod
+    def outline(name: str) -> tuple[nn.Module, list[str]]:
+        """The network without its weights, on the meta device, and its adaptable layers; see `load_outline`."""
+        with torch.device("meta"):
+            module = WhisperForConditionalGeneration(AutoConfig.from_pretrained(name))
+        return module, _linear_layers(module)
+
+    def check(self, cut: Any) -> str | None:
+        """Why the utterance cannot be trained on (too long, no text, too much of it, no language), or None."""
+        try:
+            self._target(cut)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def input_seconds(self, duration: float) -> float:
+        """Seconds that the network reads for an utterance: whole windows, whatever it shares its batch with."""
+        return whole_windows(duration, self.window)
+
+    def _target(self, cut: Any) -> list[int]:
+        """Prompt, text and end of an utterance as tokens."""
+        if round(cut.duration * self.sampling_rate) > self._samples:
+            raise UserError(
+                f"It lasts {cut.duration:.2f} s and the window is {self.window:g} s: cut it, or leave it out."
+            )
+        text = " ".join(s.text.strip() for s in cut.supervisions if s.text).strip()
+        if not text:
+            raise UserError("It has no text to learn: transcribe it, or leave it out.")
+        tokens = self._tokenizer.encode(f" {text}" if self._has_words else text, add_special_tokens=False)
+        if self._end in tokens or self._tokenizer.unk_token_id in tokens:
+            raise UserError(f"Its text has marks that the model's vocabulary lacks: {text!r}.")
+        prompt = self._prompt(self._cut_language(cut))
+        # The last token is predicted, never read, so it needs no position.
+        length, limit = len(prompt) + len(tokens), self._config.max_target_positions
+        if length > limit:
+            raise UserError(f"Its text takes {length} tokens and the decoder has {limit}: cut it, or leave it out.")
+        return [*prompt, *tokens, self._end]
+
+    def _cut_language(self, cut: Any) -> str | None:
+        stated = next((s.language for s in cut.supervisions if s.language), None)
+        return self._language_code(stated) or self._language
+
+    def collate(self, cuts: Iterable[Any], *, text: bool = True) -> Batch:
+        """Read utterances as one batch: with `text` to train on or decode, without it only to decode.
+
+        Without `text`, one longer than the window is cut at its pauses. Its text is learnt as it stands.
+
+        Raises:
+            UserError: an utterance cannot be read or, with `text`, `check` finds fault with it; it is named.
+        """
+        cuts = list(cuts)
+        languages, targets = [], []
+        for cut in cuts:
+            try:
+                languages.append(self._cut_language(cut))
+                if text:
+                    targets.append(torch.tensor(self._target(cut)))
+            except UserError as error:
+                raise UserError(f"Utterance {cut.id}: {error}") from None
+        audio = [load_audio(cut, self.sampling_rate) for cut in cuts]
+        pieces = [[samples] if text else self._split(samples) for samples in audio]
+        batch = self._batch([cut.id for cut in cuts], pieces, languages)
+        if not text:
+            return batch
+        inputs = pad_sequence([target[:-1] for target in targets], batch_first=True, padding_value=self._end)
+        labels = pad_sequence([target[1:] for target in targets], batch_first=True, padding_value=IGNORED)
+        labels[:, : len(self._prompt(languages[0])) - 1] = IGNORED
+        return batch._replace(decoder_input_ids=inputs, labels=labels)
+
+    def _batch(self, ids: list[str], pieces: list[list[np.ndarray]], languages: list[str | None]) -> Batch:
+        rows = [piece[: self._samples] for utterance in pieces for piece in utterance]
+        features = self._features(
+            rows, sampling_rate=self.sampling_rate, max_length=self._samples, return_tensors="pt"
+        ).input_features
+        frames = torch.tensor([-(-len(row) // self._features.hop_length) for row in rows])
+        return Batch(ids, [len(utterance) for utterance in pieces], languages, features, frames, None, None)
+
+    def _split(self, samples: np.ndarray) -> list[np.ndarray]:
+        # Resampling may add a sample or two.
+        return split_at_pauses(samples, self._samples, self.sampling_rate, slack=self._features.hop_length)
+
+    def loss(self, batch: Batch, *, label_smoothing: float | None = None) -> Tensor:
+        """Cross-entropy of text and end given prompt and audio: the mean over the batch's tokens, a float32 scalar.
+
+        The prompt is read, not learnt: decoding always gives it. In training mode `spec_augment` masks the features.
+
+        Raises:
+            ValueError: the batch was collated without text.
+        """
+        if batch.decoder_input_ids is None or batch.labels is None:
+            raise ValueError("the batch has no labels: collate it with text=True")
+        features = self._placed(batch.features)
+        if self.spec_augment is not None and self.module.training:
+            features = self.spec_augment(features, batch.frames)
+        inputs, labels = batch.decoder_input_ids.to(features.device), batch.labels.to(features.device)
+        logits = self.module(input_features=features, decoder_input_ids=inputs, use_cache=False).logits
+        counted = labels != IGNORED
+        smoothing = label_smoothing or 0.0
+        return nn.functional.cross_entropy(logits[counted].float(), labels[counted], label_smoothing=smoothing)
+
+    def decode(self, batch: Batch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
+        """The text of each utterance by greedy or beam search, without special tokens and outer spaces.
+
+        An utterance gets at most 16 tokens and 15 for each second (30 where the vocabulary is of characters or of many
+        languages, some of which take several tokens a syllable), which is faster than people speak: a model that
+        repeats itself without end stops there, at the limit of `decoding` or at the decoder's own. A text that the
+        fallback rejects is searched for again. It does not depend on the others of its batch.
+
+        Args:
+            batch: Labels, if it has any, are not looked at.
+            decoding: The search; its limit of tokens is one for each row.
+        """
+        with evaluation_mode(self.module):
+            languages = batch.languages
+            if self._languages and None in languages:
+                first_rows = np.cumsum([0, *batch.pieces[:-1]])
+                detected = self._detect(batch.features[first_rows])
+                languages = [stated or heard for stated, heard in zip(languages, detected, strict=True)]
+            names = [f"{name}/{piece}" for name, n in zip(batch.ids, batch.pieces, strict=True) for piece in range(n)]
+            rows = [language for language, n in zip(languages, batch.pieces, strict=True) for _ in range(n)]
+            encoded = self._encode(batch, rows, names, decoding.max_new_tokens)
+            found = iter(self._search(encoded, decoding))
+        pieces = [list(islice(found, n)) for n in batch.pieces]
+        return [
+            Transcript(" ".join(filter(None, (p.text for p in own))), " ".join(filter(None, (p.first for p in own))))
+            for own in pieces
+        ]
+
+    def transcribe(self, batch: Batch, decoding: Decoding = DEFAULT_DECODING) -> list[str]:
+        """The text of each utterance; see `decode`."""
+        return [transcript.text for transcript in self.decode(batch, decoding)]
+
+    def _detect(self, features: Tensor) -> list[str | None]:
+        """The code of the language of each row: the likeliest of the language tokens after the first token."""
+        whisper = self._whisper
+        start = torch.full((len(features), 1), self._start, device=whisper.device)
+        logits = whisper(input_features=self._placed(features), decoder_input_ids=start).logits[:, -1]
+        codes = list(self._languages)
+        return [codes[best] for best in logits[:, list(self._languages.values())].argmax(-1).tolist()]
+
+    def _encode(
+        self, batch: Batch, languages: list[str | None], names: list[str], max_new_tokens: int | None
+    ) -> _Encoded:
+        whisper = self._whisper
+        states = whisper.model.encoder(self._placed(batch.features)).last_hidden_state
+        prompts = torch.tensor([self._prompt(language) for language in languages], device=whisper.device)
+        rate = 15 if self._has_words and not self._languages else 30
+        seconds = batch.frames * self._features.hop_length / self.sampling_rate
+        room = self._config.max_target_positions - prompts.shape[1]
+        limits = (16 + rate * seconds).long().clamp(max=min(max_new_tokens or room, room))
+        return _Encoded(states, prompts, (prompts.shape[1] + limits).to(whisper.device), names)
+
+    def _search(self, encoded: _Encoded, decoding: Decoding) -> list[Transcript]:
+        """The text of each row, from as many searches as it takes."""
+        fallback = decoding.fallback
+        tokens = self._generate(encoded, beams=decoding.beams)
+        if fallback is None:
+            return [Transcript(text, text) for text in self._texts(tokens)]
+        attempts = [[attempt] for attempt in self._judge(encoded, tokens)]
+        for temperature in fallback.temperatures:
+            rejected = [row for row, own in enumerate(attempts) if not fallback.accepts(own[-1])]
+            if not rejected:
+                break
+            again = encoded.select(rejected)
+            sampling = _Sampling(temperature, [fallback.generator(name, temperature) for name in again.names])
+            for row, attempt in zip(rejected, self._judge(again, self._generate(again, sampling)), strict=True):
+                attempts[row].append(attempt)
+        return [Transcript(fallback.choose(own), own[0].text) for own in attempts]
+
+    def _generate(self, encoded: _Encoded, sampling: _Sampling | None = None, *, beams: int = 1) -> Tensor:
+        """Tokens (rows, length), the prompt among them; rows that end early are filled with the end token."""
+        whisper = self._whisper
+        options = copy.deepcopy(whisper.generation_config)
+        options.update(
+            max_length=int(encoded.limits.max()),
+            num_beams=beams,
+            do_sample=False,
+            eos_token_id=self._end,
+            pad_token_id=self._end,
+            return_dict_in_generate=False,
+        )
+        # Whisper's own `generate` would make the prompt from settings that some checkpoints lack.
+        return GenerationMixin.generate(
+            whisper,
+            generation_config=options,
+            encoder_outputs=BaseModelOutput(encoded.states),
+            attention_mask=encoded.states.new_ones(encoded.states.shape[:2]),
+            decoder_input_ids=encoded.prompts,
+            logits_processor=LogitsProcessorList([sampling] if sampling else []),
+            stopping_criteria=StoppingCriteriaList([_RowLimits(encoded.limits)]),
+        )
+
+    def _judge(self, encoded: _Encoded, tokens: Tensor) -> list[Attempt]:
+        """Texts with their mean log-probabilities: those of the search's own rules, which suppress some tokens."""
+        whisper, start = self._whisper, encoded.prompts.shape[1]
+        hidden = whisper.model.decoder(
+            input_ids=tokens[:, :-1], encoder_hidden_states=encoded.states, use_cache=False
+        ).last_hidden_state
+        suppressed = whisper.generation_config.suppress_tokens or []
+        suppressed_first = whisper.generation_config.begin_suppress_tokens or []
+        attempts = []
+        for states, row, limit, text in zip(hidden, tokens, encoded.limits, self._texts(tokens), strict=True):
+            chosen = row[start:limit]  # what follows is filling
+            ends = (chosen == self._end).nonzero()
+            chosen = chosen[: int(ends[0]) + 1] if len(ends) else chosen
+            logits = whisper.proj_out(states[start - 1 : start - 1 + len(chosen)]).float()
+            logits[:, suppressed] = -torch.inf
+            logits[0, suppressed_first] = -torch.inf
+            mean = logits.log_softmax(-1).gather(1, chosen[:, None]).mean()
+            silence = 0.0
+            if self._no_speech is not None:
+                silence = float(whisper.proj_out(states[0]).float().softmax(-1)[self._no_speech])
+            attempts.append(Attempt(text, float(mean), silence))
+        return attempts
+
+    def _texts(self, tokens: Tensor) -> list[str]:
+        return [text.strip() for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def transcribe_audio(
+        self,
+        samples: np.ndarray,
+        decoding: Decoding = DEFAULT_DECODING,
+        *,
+        language: str | None = None,
+        batch_size: int = 8,
+    ) -> str:
+        """The text of a recording of any length, cut into windows at its pauses, each decoded on its own.
+
+        Args:
+            samples: float array (samples,), mono, at `sampling_rate`, within [-1, 1].
+            decoding: The search for each piece.
+            language: Name or code; None for the model's option, else detected in the first piece.
+            batch_size: Pieces decoded at once.
+
+        Raises:
+            UserError: the model does not know the language.
+        """
+        pieces = self._split(np.asarray(samples, dtype=np.float32))
+        code = self._language_code(language) or self._language
+        if self._languages and code is None:
+            with evaluation_mode(self.module):
+                (code,) = self._detect(self._batch([""], [pieces[:1]], [None]).features)
+        texts: list[str] = []
+        for start in range(0, len(pieces), batch_size):
+            rows = pieces[start : start + batch_size]
+            names = [f"piece {start + row}" for row in range(len(rows))]
+            batch = self._batch(names, [[row] for row in rows], [code] * len(rows))
+            texts += self.transcribe(batch, decoding)
+        return " ".join(filter(None, texts))
+
+    @staticmethod
+    def loading_code(name: str) -> str:
+        """See `Recogniser`."""
+        return (
+            "from transformers import WhisperForConditionalGeneration\n\n"
+            f'model = WhisperForConditionalGeneration.from_pretrained("{name}")'
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write a plain Transformers checkpoint and its processor: all positions, the dtype of the source, safetensors.
+
+        Raises:
+            TypeError: an adapter is still apart; assign `module.merge_and_unload()` to `module` first.
+        """
+        if not isinstance(self.module, WhisperForConditionalGeneration):
+            raise TypeError("merge the adapter before saving: speech.module = speech.module.merge_and_unload()")
+        whole = copy.deepcopy(self.module).to(self._dtype)
+        running = whole.model.encoder.embed_positions.weight.detach()
+        positions = self._positions.to(running, copy=True)
+        positions[: len(running)] = running
+        whole.model.encoder.embed_positions = nn.Embedding.from_pretrained(positions)
+        whole.config = copy.deepcopy(self._config)
+        whole.save_pretrained(folder)
+        self._processor.save_pretrained(folder)
+
+    @property
+    def _whisper(self) -> WhisperForConditionalGeneration:
+        return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+
+    def _placed(self, features: Tensor) -> Tensor:
+        return features.to(self._whisper.model.encoder.conv1.weight)

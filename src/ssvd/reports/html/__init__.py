@@ -1,0 +1,26 @@
+"""Pages with charts and tables, whatever they show; nothing here knows speech."""
+
+from ssvd.reports.html.charts import Chart, Point, Series, Style, View, styles
+from ssvd.reports.html.tables import Column, Interval, Table, Value, shown, to_csv, to_html, to_latex
+from ssvd.reports.html.writing import bullets, chart_section, file_name, html_page
+
+__all__ = [
+    "Chart",
+    "Column",
+    "Interval",
+    "Point",
+    "Series",
+    "Style",
+    "Table",
+    "Value",
+    "View",
+    "bullets",
+    "chart_section",
+    "file_name",
+    "html_page",
+    "shown",
+    "styles",
+    "to_csv",
+    "to_html",
+    "to_latex",
+]

@@ -1,0 +1,407 @@
+"""The report on a benchmark: one page that opens from disk, and figures for papers."""
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ssvd.benchmark.records import Failure, Result, read_hypotheses, read_records, read_results
+from ssvd.corpora.utterances import Skipped
+from ssvd.errors import UserError
+from ssvd.reports.changed_utterances import Change, Word, largest_changes
+from ssvd.reports.charts import METHODS, charts, units
+from ssvd.reports.figures import save_figure
+from ssvd.reports.html import Chart, bullets, chart_section, file_name, html_page, styles, to_csv, to_html, to_latex
+from ssvd.reports.study import FROZEN, FULL, LORA, TEST, Row, Study, Texts, is_ssvd, studies
+from ssvd.reports.tables import main_table, percents
+from ssvd.scoring.scoring import Comparison
+
+SOUND_LIMIT = 300_000  # bytes of a file
+SOUNDS_LIMIT = 5_000_000  # of all files of a page
+_SOUNDS = {
+    ".flac": "audio/flac",
+    ".m4a": "audio/mp4",
+    ".mp3": "audio/mpeg",
+    ".ogg": "audio/ogg",
+    ".opus": "audio/ogg",
+    ".wav": "audio/wav",
+}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Everything in a folder of results, with the statistics over it."""
+
+    folder: Path
+    studies: list[Study]
+    texts: Texts
+    failures: list[Failure]
+    skipped: list[Skipped]
+
+
+def read_benchmark(folder: Path, *, resamples: int = 1000) -> Benchmark:
+    """Read a folder of results. A result whose texts are missing is skipped, as a damaged record is.
+
+    Raises:
+        UserError: No cell is finished, two are the same, or they cannot be compared.
+    """
+    records, skipped = read_results(folder)
+    failures, damaged = read_records(folder, Failure)
+    skipped += damaged
+    results, texts = [], {}
+    for result in records:
+        try:
+            found = {(result.id, corpus): read_hypotheses(folder, result, corpus) for corpus in (TEST, *result.sources)}
+        except UserError as error:
+            skipped.append(Skipped(f"cells/{result.id}.json", str(error)))
+            continue
+        results.append(result)
+        texts.update(found)
+    if not results:
+        raise UserError(f"{folder} holds no finished cell: run `ssvd benchmark` until one is, or see its failures.")
+    return Benchmark(folder, studies(results, texts, failures, resamples=resamples), texts, failures, skipped)
+
+
+def write_report(results: Path, html: Path, *, audio: bool = True, resamples: int = 1000) -> None:
+    """Write the page of a benchmark: one HTML file of about 5 MB, which asks no network for anything.
+
+    Args:
+        results: Folder of results that `ssvd benchmark` made.
+        html: File to write; its folder is made.
+        audio: Whether to put the sound of the utterances into it that changed most: whoever gets the page hears them.
+        resamples: Draws of each bootstrap.
+
+    Raises:
+        UserError: As `read_benchmark`.
+    """
+    page = render(read_benchmark(results, resamples=resamples), audio=audio, resamples=resamples)
+    html.parent.mkdir(parents=True, exist_ok=True)
+    html.write_text(page, encoding="utf-8")
+
+
+def write_figures(results: Path, folder: Path, *, resamples: int = 1000) -> list[Path]:
+    """Write the charts of the page as MODEL-CORPUS-CHART-VIEW.png and .pdf.
+
+    Args:
+        results: Folder of results that `ssvd benchmark` made.
+        folder: Folder to write to; it is made.
+        resamples: Draws of each bootstrap.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: As `read_benchmark`.
+    """
+    benchmark = read_benchmark(results, resamples=resamples)
+    folder.mkdir(parents=True, exist_ok=True)
+    looks = styles((row.method for study in benchmark.studies for row in study.rows), METHODS)
+    written = []
+    for study in benchmark.studies:
+        for chart in charts(study, benchmark.texts, resamples=resamples):
+            for view in chart.views:
+                parts = [study.model, study.corpus, chart.name, *([view.label] if len(chart.views) > 1 else [])]
+                title = f"{chart.title}: {study.name}{' (synthetic speech)' if study.synthetic else ''}"
+                written += save_figure(view, looks, title, folder / file_name(*parts))
+    return written
+
+
+def results_csv(results: Path, *, resamples: int = 1000) -> str:
+    """The main table of all studies as CSV; raises as `read_benchmark`."""
+    return to_csv(main_table(read_benchmark(results, resamples=resamples).studies))
+
+
+def results_latex(results: Path, *, resamples: int = 1000) -> str:
+    """The main table as LaTeX, a tabular for each study with its name above; raises as `read_benchmark`."""
+    found = read_benchmark(results, resamples=resamples).studies
+    return "\n".join(f"% {' '.join(study.name.split())}\n{to_latex(main_table([study]))}" for study in found)
+
+
+def render(benchmark: Benchmark, *, audio: bool = True, resamples: int = 1000) -> str:
+    """The page as HTML."""
+    drawn: list[Chart] = []
+    sounds = _Sounds(benchmark.folder, SOUNDS_LIMIT if audio else 0)
+    parts = []
+    if any(study.synthetic for study in benchmark.studies):
+        parts.append(
+            '<p class="warning"><strong>Synthetic speech.</strong> Studies marked so were made on synthetic speech; '
+            "they say nothing certain about recorded speakers.</p>"
+        )
+    if len(benchmark.studies) > 1:
+        links = (f'<a href="#study-{n}">{escape(study.name)}</a>' for n, study in enumerate(benchmark.studies))
+        parts.append(f"<nav><p>{' · '.join(links)}</p></nav>")
+    for number, study in enumerate(benchmark.studies):
+        parts.append(f'<section id="study-{number}"><h2>{escape(_title(study))}</h2>')
+        parts.append(bullets(summary(study)))
+        for chart in charts(study, benchmark.texts, resamples=resamples):
+            parts.append(chart_section(len(drawn), chart, (study.model, study.corpus)))
+            drawn.append(chart)
+        parts.append("<h3>All numbers</h3>")
+        parts.append(f'<p class="note">{escape(_NUMBERS.format(units=units(study)))}</p>')
+        parts.append(to_html(main_table([study]), file_name(study.model, study.corpus)))
+        parts.append(_changes(study, benchmark.texts, sounds))
+        parts.append("</section>")
+    parts += [_failures(benchmark), _origin(benchmark)]
+    looks = styles((row.method for study in benchmark.studies for row in study.rows), METHODS)
+    title = "Benchmark: " + ", ".join(dict.fromkeys(study.name for study in benchmark.studies))
+    return html_page(title, parts, drawn, looks)
+
+
+def summary(study: Study) -> list[str]:
+    """What a study found, in sentences: losses as plainly as gains, and what cannot be told apart."""
+    frozen, full, best = study.row(FROZEN), study.row(FULL), study.best
+    found = []
+    if frozen is not None:
+        found.append(f"The frozen model: {_rate(frozen)}.")
+    if full is not None:
+        found.append(f"Full fine-tuning: {_rate(full)}. {_told('It', full.against_frozen, 'the frozen model')}".strip())
+    if best is not None:
+        sentences = [
+            f"The adapter with the lowest WER on dev, {best.name}: {_rate(best)}, with "
+            f"{best.trainable_parameters:,} trained parameters ({100 * best.share:.3g} % of the model).",
+            _told("It", best.against_frozen, "the frozen model"),
+            _told("It", best.against_lora, "LoRA at the same budget"),
+            _told("It", best.against_full, "full fine-tuning"),
+        ]
+        if best.recovered is not None:
+            sentences.append(f"It recovers {100 * best.recovered:.0f} % of the gain of full fine-tuning.")
+        found.append(" ".join(filter(None, sentences)))
+        for corpus, change in best.forgetting.items():
+            found.append(f"On {corpus}, which the model knew: " + _told(best.name, change, "the frozen model"))
+    for method in dict.fromkeys(row.method for row in study.rows if is_ssvd(row.method)):
+        found += _budget_by_budget(method, [row for row in study.rows if row.method == method and row is not best])
+    missing = [
+        name for name, method in (("the frozen model", FROZEN), ("full fine-tuning", FULL)) if not study.row(method)
+    ]
+    if all(row.method != LORA for row in study.rows):
+        missing.append("LoRA")
+    if missing:
+        found.append(f"Not among the results: {', '.join(missing)}; comparisons with them are left out.")
+    edges = [f"{row.name} ({row.edge})" for row in study.rows if row.edge in ("lowest", "highest")]
+    if edges:
+        found.append(f"May be under-tuned, as dev chose an outermost learning rate of those tried: {', '.join(edges)}.")
+    single = [row.name for row in study.rows if row.edge == "only"]
+    if single:
+        found.append(f"Not tuned, as one learning rate alone was tried: {', '.join(single)}.")
+    if any(len(row.results) == 1 for row in study.rows if row.method != FROZEN):
+        found.append("Some methods have one seed: how far seeds differ is not known for them.")
+    failed = {(failure.cell.method, failure.cell.budget, failure.cell.seed) for failure in study.failures}
+    if failed:
+        found.append(f"Failed cells: {len(failed)}, listed below.")
+    return found
+
+
+_NUMBERS = (
+    "Means over seeds. Intervals: 95 % bootstrap over {units} of the test set; seeds add to them what the standard "
+    "deviation s shows. Against another row: paired difference of WER in percentage points, negative where this row "
+    "has fewer errors; the two cannot be told apart where the interval holds 0. With many comparisons, about one in "
+    "twenty intervals misses 0 by chance. A head sorts."
+)
+_MARKS = (
+    ("substitution", "~word", "another word was said"),
+    ("deletion", "[word]", "was said, and not recognised"),
+    ("insertion", "+word", "was not said"),
+)
+
+
+def _title(study: Study) -> str:
+    return f"{study.name}{' (synthetic speech)' if study.synthetic else ''}"
+
+
+def _rate(row: Row) -> str:
+    if row.wer is None:
+        return "no WER, as no reference has words"
+    within = f" (95 % interval {100 * row.interval[0]:.1f} to {100 * row.interval[1]:.1f})" if row.interval else ""
+    seeds = "" if row.method == FROZEN else f", {len(row.results)} seed{'s' if len(row.results) > 1 else ''}"
+    return f"WER {100 * row.wer:.1f} %{within}{seeds}"
+
+
+def _told(subject: str, found: Comparison | None, other: str) -> str:
+    """A difference as a sentence, or "" where there is none."""
+    if found is None:
+        return ""
+    points = 100 * found.difference
+    if found.interval is None:
+        return f"{subject} differs from {other} by {_signed(points)} points, on too little speech for an interval."
+    low, high = (100 * bound for bound in found.interval)
+    interval = f"95 % interval {_signed(low)} to {_signed(high)}"
+    if low <= 0 <= high:
+        return f"{subject} cannot be told apart from {other}: difference {_signed(points)} points, {interval}."
+    return (
+        f"{subject} has {abs(points):.1f} points {'fewer' if points < 0 else 'more'} errors than {other} ({interval})."
+    )
+
+
+def _budget_by_budget(method: str, rows: Sequence[Row]) -> list[str]:
+    """A method against LoRA at every budget where there are both, in a sentence; none where there is no such budget."""
+    verdicts: dict[str, list[str]] = {}
+    for row in rows:
+        if row.against_lora is None:
+            continue
+        points, interval = 100 * row.against_lora.difference, percents(row.against_lora.interval)
+        if interval is None:
+            verdict, bounds = "too little speech for an interval", ""
+        else:
+            tied = interval[0] <= 0 <= interval[1]
+            verdict = "cannot be told apart" if tied else f"{'fewer' if points < 0 else 'more'} errors"
+            bounds = f", {_signed(interval[0])} to {_signed(interval[1])}"
+        verdicts.setdefault(verdict, []).append(f"{row.budget} ({_signed(points)}{bounds})")
+    if not verdicts:
+        return []
+    parts = (f"{verdict} at {', '.join(budgets)}" for verdict, budgets in verdicts.items())
+    return [f"{method} against LoRA at the same budget, in points with 95 % intervals: {'; '.join(parts)}."]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def _changes(study: Study, texts: Texts, sounds: "_Sounds") -> str:
+    frozen, best = study.row(FROZEN), study.best
+    if frozen is None or best is None:
+        return ""
+    before, after = frozen.results[0], best.results[0]
+    found = largest_changes(texts[before.id, TEST], texts[after.id, TEST], after.normaliser)
+    if not any(found):
+        return ""
+    legend = "; ".join(f'<span class="{kind}">{mark}</span> {meaning}' for kind, mark, meaning in _MARKS)
+    parts = [
+        "<h3>Utterances that changed most</h3>"
+        f"<p>From the frozen model to {escape(best.name)}, seed {after.cell.seed}, by the change in word errors; texts "
+        f"as normalised for scoring. {legend}.</p>"
+    ]
+    for title, changes in zip(("Improved", "Worsened"), found, strict=True):
+        parts.append(f"<h4>{title}</h4>")
+        if not changes:
+            parts.append("<p>None.</p>")
+        parts += [_utterance(change, best.name, sounds.player(after, change.id)) for change in changes]
+    return "".join(parts)
+
+
+def _utterance(change: Change, method: str, player: str) -> str:
+    rows = (
+        ("said", [escape(slot[0] or "") for slot in change.slots]),
+        ("frozen", [_word(slot[1]) for slot in change.slots]),
+        (method, [_word(slot[2]) for slot in change.slots]),
+    )
+    table = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for name, cells in rows
+    )
+    speaker = f", speaker {change.speaker}" if change.speaker else ""
+    head = f"{change.id}{speaker}: {change.before} → {change.after} word errors of {change.words} words"
+    return (
+        f'<div class="utterance"><p>{escape(head)}</p>{player}'
+        f'<div class="scroll"><table class="words"><tbody>{table}</tbody></table></div></div>'
+    )
+
+
+def _word(word: Word | None) -> str:
+    if word is None:
+        return ""
+    shape = {"same": "{}", "substitution": "~{}", "deletion": "[{}]", "insertion": "+{}"}[word.edit]
+    return f'<span class="{word.edit}">{shape.format(escape(word.text))}</span>'
+
+
+class _Sounds:
+    """Players of utterances, until the page holds enough of them."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.left = limit  # bytes
+
+    def player(self, result: Result, utterance: str) -> str:
+        """HTML that plays an utterance, or "" where there is no sound, or it is too large."""
+        path = self.folder / result.audio.get(utterance, "")
+        kind = _SOUNDS.get(path.suffix.lower())
+        if kind is None or not path.is_file():
+            return ""
+        size = path.stat().st_size
+        if size > min(SOUND_LIMIT, self.left):
+            return ""
+        self.left -= size
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<audio controls preload="metadata" src="data:{kind};base64,{data}"></audio>'
+
+
+def _failures(benchmark: Benchmark) -> str:
+    rows: list[tuple[str, ...]]
+    parts = ["<section><h2>Failures and skipped files</h2>"]
+    if benchmark.failures:
+        rows = [
+            (
+                f.cell.model,
+                f.cell.corpus,
+                f"{f.cell.method} {f.cell.budget}".strip(),
+                str(f.cell.seed),
+                "" if f.learning_rate is None else f"{f.learning_rate:g}",
+                f.reason,
+            )
+            for f in benchmark.failures
+        ]
+        parts.append(_table(("Model", "Corpus", "Method", "Seed", "Learning rate", "Reason"), rows))
+    if benchmark.skipped:
+        # A page is passed on: where the results lay is nobody's business.
+        here = f"{benchmark.folder}/"
+        rows = [(one.where.replace(here, ""), one.reason.replace(here, "")) for one in benchmark.skipped]
+        parts.append(_table(("Skipped", "Reason"), rows))
+    if not benchmark.failures and not benchmark.skipped:
+        parts.append("<p>None.</p>")
+    return "".join(parts) + "</section>"
+
+
+def _origin(benchmark: Benchmark) -> str:
+    results = [result for study in benchmark.studies for row in study.rows for result in row.results]
+    origins = [result.origin for result in results]
+    trained = [result for result in results if result.cell.method != FROZEN] or results
+    common = {
+        name: value
+        for name, value in trained[0].options.items()
+        if all(result.options.get(name) == value for result in trained)
+    }
+    versions = sorted({f"{name} {version}" for origin in origins for name, version in origin.versions.items()})
+    facts = [
+        ("Hardware", "; ".join(sorted({origin.hardware for origin in origins}))),
+        ("Versions", ", ".join(versions)),
+        ("Commits", ", ".join(sorted({origin.commit or "unknown" for origin in origins}))),
+        ("Started", f"{min(origin.started for origin in origins)} to {max(origin.started for origin in origins)}"),
+        ("Computed", f"{sum(origin.seconds for origin in origins) / 3600:.2f} hours in all, for the cells shown"),
+        ("Normaliser", ", ".join(sorted({result.normaliser for result in results}))),
+        *((f"Option {name}", _text(value)) for name, value in sorted(common.items())),
+    ]
+    rows = []
+    for result in results:
+        own = {name: value for name, value in sorted(result.options.items()) if common.get(name) != value}
+        search = ", ".join(
+            f"{float(rate):g}: {'failed' if wer is None else f'{100 * wer:.1f} %'}"
+            for rate, wer in sorted(result.search.items(), key=lambda item: float(item[0]))
+        )
+        rows.append((result.id, search, f"{result.origin.seconds:,.0f}", _text(own) if own else ""))
+    body = "".join(f'<tr><td>{escape(name)}</td><td class="long">{escape(value)}</td></tr>' for name, value in facts)
+    cells = _table(("Cell", "Dev WER by learning rate", "Seconds", "Its own options"), rows)
+    return (
+        f'<section><h2>How it was made</h2><div class="scroll"><table class="facts"><tbody>{body}</tbody></table></div>'
+        f"<details><summary>Every cell</summary>{cells}</details></section>"
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A plain table, its last column of running text."""
+    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in heads)
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td>{escape(value)}</td>" for value in row[:-1])
+        + f'<td class="long">{escape(row[-1])}</td></tr>'
+        for row in rows
+    )
+    return (
+        f'<div class="scroll tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )

@@ -1,0 +1,1 @@
+"""The command line of SSVD, one file a command; it opens without torch."""
