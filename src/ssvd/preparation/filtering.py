@@ -53,7 +53,7 @@ def drop_mismatched(
         if missing:
             speech = load_model(model, language="en")
             speech.module.to(pick_device(device))
-            texts = decode(speech, missing, batch_size=batch_size)
+            texts = (transcript.text for transcript in decode(speech, missing, batch_size=batch_size))
             for done, (cut, text) in enumerate(zip(missing, texts, strict=True), start=len(heard) + 1):
                 heard[cut.id] = text
                 journal.add({"id": cut.id, "model": model, "hypothesis": text})
