@@ -1,0 +1,107 @@
+"""The options of a fine-tuning run."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class AdaptOptions(BaseModel):
+    """Options of a fine-tuning run, as they stand in its `config.yaml`.
+
+    The model checks types and bounds. `ssvd.training.options.checked_options` also checks what a value means, and
+    reports all mistakes at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str = Field(description="Checkpoint to adapt: a folder or a name on the Hugging Face hub.")
+    train: list[str] = Field(
+        description="Corpus to train on: a table, a Kaldi folder, Lhotse cuts or a Hugging Face dataset; "
+        "several are joined."
+    )
+    dev: list[str] = Field(
+        [],
+        description="Corpus that decides which epoch is best; by default, a tenth of the training speakers is held "
+        "out for it.",
+    )
+    where: list[str] = Field(
+        [], description="Condition on the fields of an utterance, such as 'age<=15'; utterances must meet all of them."
+    )
+    skip_bad: bool = Field(False, description="Leave out unusable utterances and list them, instead of stopping.")
+    method: str = Field(
+        "ssvd", description="Fine-tuning method, such as ssvd, 'ssvd strict' or lora; `ssvd plan` lists all."
+    )
+    budget: str = Field(
+        "p=0.4",
+        description="Number of parameters to train: p=0.4 (as many as SSVD trains at that portion), 2% (of the model), "
+        "750000, or the method's own setting (portion=, rank=, band= or block=).",
+    )
+    token_stride: int = Field(
+        1,
+        ge=1,
+        description="Estimate the gradient of SSVD or SVFT from every n-th token: faster, but noisier.",
+    )
+    also_train: list[str] = Field(
+        [], description="Name of further modules to train in full beside the adapter, such as 'layer_norm'."
+    )
+    window: float | None = Field(
+        None, description="Length of the model's input in seconds; by default, the model's own (30 for Whisper)."
+    )
+    language: str | None = Field(
+        None, description="Language of utterances that do not state theirs, as a code or a name: 'nl' or 'Dutch'."
+    )
+    text_style: Literal["auto", "keep", "lower", "upper", "sentence"] = Field(
+        "auto",
+        description="Letter case and punctuation of the training texts; auto follows the model where the texts are "
+        "all in one case.",
+    )
+    normaliser: str | None = Field(
+        None,
+        description="Text normaliser for scoring: none, basic, english or dutch; by default, the usual one of the "
+        "language.",
+    )
+    epochs: int = Field(10, ge=1, description="Maximum number of epochs.")
+    updates_per_epoch: int | None = Field(
+        None, ge=1, description="Optimiser updates per epoch; by default, one pass through the training data."
+    )
+    batch_size: int = Field(16, ge=1, description="Number of utterances per batch.")
+    batch_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds of input per batch, padding included; replaces the batch size.",
+    )
+    accumulation: int = Field(1, ge=1, description="Number of batches whose gradients are added up for each update.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate; by default, one that suits the method."
+    )
+    warmup: float = Field(0.1, ge=0, le=1, description="Share of all updates in which the learning rate rises.")
+    decay: Literal["linear", "cosine", "inverse-sqrt", "none"] = Field(
+        "linear", description="Decay of the learning rate after the warm-up."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    clip: float = Field(5.0, gt=0, description="Maximum norm of the gradient.")
+    label_smoothing: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the probability that is spread over all tokens; by default, none, or what the "
+        "configuration of an OWSM model states.",
+    )
+    augment: list[str] = Field(
+        [],
+        description="Augmentation of the training audio: speed=0.9:1.1, vtlp=0.8:1.2, volume=-6:6 (dB), "
+        "noise=FOLDER:5:20 (dB) or reverb=FOLDER; a trailing @0.5 applies it to half of the utterances.",
+    )
+    spec_augment: bool = Field(False, description="Mask frequency bands and time spans of the features in training.")
+    patience: int = Field(4, ge=1, description="Number of epochs without a lower dev WER after which training stops.")
+    dev_limit: int = Field(500, ge=1, description="Maximum number of dev utterances that are decoded after each epoch.")
+    beams: int = Field(1, ge=1, description="Width of the beam search; 1 is greedy search.")
+    fallback: bool = Field(
+        True, description="Decode repetitive Whisper output again at higher temperatures, as OpenAI's decoder does."
+    )
+    seed: int = Field(0, ge=0, description="Random seed.")
+    workers: int = Field(0, ge=0, description="Number of processes that read audio; 0 reads it in the main process.")
+    prefetch: int = Field(2, ge=1, description="Number of batches that each of these processes reads ahead.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Device to compute on; auto takes a GPU where there is one."
+    )
