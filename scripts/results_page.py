@@ -16,7 +16,7 @@ from performance_page import fill, table
 from ssvd.files import write_json
 from ssvd.reports.page import read_benchmark, write_figures
 from ssvd.reports.study import Row, Study
-from ssvd.scoring.scoring import Comparison
+from ssvd.scoring import Comparison
 
 PAGE = Path("docs/results.md")
 RESULTS = Path("docs/results")

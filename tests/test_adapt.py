@@ -20,7 +20,7 @@ from ssvd.errors import UserError
 from ssvd.plan import plan_methods
 from ssvd.recognisers.loading import load_model
 from ssvd.recognisers.whisper import Whisper
-from ssvd.scoring.scoring import score
+from ssvd.scoring import score
 from ssvd.training.run_folder import load_adapted, sample_weights
 from ssvd_cli.main import app
 

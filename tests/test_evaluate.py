@@ -15,7 +15,7 @@ from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
 from ssvd.evaluate import evaluate
 from ssvd.recognisers.decoding import Transcript
-from ssvd.scoring.scoring import score
+from ssvd.scoring import score
 from ssvd.training.run_folder import load_adapted
 from ssvd.transcribe import transcribe_files
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ssvd.corpora.corpus import read_corpus
 from ssvd.recognisers.decoding import Attempt, Decoding, Fallback
 from ssvd.recognisers.loading import load_model
-from ssvd.scoring.scoring import score
+from ssvd.scoring import score
 
 GREEDY = Decoding(fallback=None)
 LOOP = "Five join I zero. " * 12

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ssvd.errors import UserError
-from ssvd.scoring.scoring import compare, normaliser, score, score_by, usual_normaliser
+from ssvd.scoring import compare, normaliser, score, score_by, usual_normaliser
 
 SENTENCE = st.lists(st.sampled_from("abcde"), max_size=8).map(" ".join)
 PAIRS = st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=12)

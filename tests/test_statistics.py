@@ -8,7 +8,7 @@ import pytest
 from ssvd.benchmark.records import Cell, Epoch, Failure, Hypothesis, Origin, Result
 from ssvd.errors import UserError
 from ssvd.reports.study import Rate, Row, Texts, group_rates, studies
-from ssvd.scoring.scoring import score, score_by
+from ssvd.scoring import score, score_by
 
 ORIGIN = Origin(
     hardware="a made-up machine",

@@ -43,7 +43,7 @@ from ssvd.methods.table import apply_method, find_method, trainable_parameters
 from ssvd.recognisers.decoding import Decoding, Fallback
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.recognisers.spec_augment import SpecAugment
-from ssvd.scoring.scoring import normaliser, score, usual_normaliser
+from ssvd.scoring import normaliser, score, usual_normaliser
 from ssvd.training.augmentation import Augmentation, Augmenter
 from ssvd.training.batches import ByCount, BySeconds, InGroups, Pass, RoundBatches, by_length, consecutive
 from ssvd.training.loading import Loading

@@ -17,8 +17,8 @@ from ssvd.files import write_json, write_json_lines
 from ssvd.hardware import pick_device
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
 from ssvd.recognisers.loading import Recogniser, load_model
-from ssvd.scoring.scoring import Comparison, Score, compare, score, score_by, usual_normaliser
-from ssvd.scoring.scoring import normaliser as find_normaliser
+from ssvd.scoring import Comparison, Score, compare, score, score_by, usual_normaliser
+from ssvd.scoring import normaliser as find_normaliser
 from ssvd.training.batches import by_length
 from ssvd.training.run_folder import check_run, load_adapted, read_config
 
@@ -91,7 +91,7 @@ def evaluate(
         adapters: Run folders; the window and language of the first are the default for all, so that systems differ in
             nothing but the adapter.
         where: Conditions on fields; see `ssvd.corpora.selection.select`.
-        by: Fields to break down by; see `ssvd.scoring.scoring.score_by`.
+        by: Fields to break down by; see `ssvd.scoring.score_by`.
         normaliser: Default for each corpus: the usual one of the language that its utterances or the model state.
         decoding: How texts are searched for.
         out: Folder for `result.json` and `hypotheses/SYSTEM-CORPUS.jsonl`.

@@ -25,7 +25,7 @@ class _Record(BaseModel):
 
 
 class TestScore(_Record):
-    """Error rates on one corpus, as fractions; see `ssvd.scoring.scoring.Score`.
+    """Error rates on one corpus, as fractions; see `ssvd.scoring.Score`.
 
     `groups` breaks the score down: field -> value -> a score without groups of its own.
     """

@@ -38,7 +38,7 @@ from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ssvd.methods.table import Budget, find_method, linear_shapes, parameters
 from ssvd.recognisers.decoding import Decoding, Fallback, Transcript
 from ssvd.recognisers.loading import load_model, load_outline
-from ssvd.scoring.scoring import score, score_by, usual_normaliser
+from ssvd.scoring import score, score_by, usual_normaliser
 from ssvd.training.batches import by_length
 from ssvd.training.run_folder import load_adapted, read_config
 

@@ -13,7 +13,7 @@ from ssvd.evaluate import by_length, decode
 from ssvd.files import Journal
 from ssvd.hardware import pick_device
 from ssvd.recognisers.loading import load_model
-from ssvd.scoring.scoring import normaliser
+from ssvd.scoring import normaliser
 
 LARGEST_WER = 0.5
 

@@ -31,7 +31,7 @@ from ssvd.preparation import myst as myst_corpus
 from ssvd.preparation.filtering import drop_mismatched
 from ssvd.preparation.listings import PARTS, Listings
 from ssvd.preparation.speechocean762 import read_speechocean762
-from ssvd.scoring.scoring import usual_normaliser
+from ssvd.scoring import usual_normaliser
 
 Progress = Callable[[str], None]
 

@@ -7,7 +7,7 @@ from typing import Literal
 import jiwer
 
 from ssvd.benchmark.records import Hypothesis
-from ssvd.scoring.scoring import normaliser as find_normaliser
+from ssvd.scoring import normaliser as find_normaliser
 
 Edit = Literal["same", "substitution", "deletion", "insertion"]
 

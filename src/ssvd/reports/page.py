@@ -17,7 +17,7 @@ from ssvd.reports.figures import save_figure
 from ssvd.reports.html import Chart, bullets, chart_section, file_name, html_page, styles, to_csv, to_html, to_latex
 from ssvd.reports.study import FROZEN, FULL, LORA, TEST, Row, Study, Texts, is_ssvd, studies
 from ssvd.reports.tables import main_table, percents
-from ssvd.scoring.scoring import Comparison
+from ssvd.scoring import Comparison
 
 SOUND_LIMIT = 300_000  # bytes of a file
 SOUNDS_LIMIT = 5_000_000  # of all files of a page

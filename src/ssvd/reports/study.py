@@ -13,7 +13,7 @@ from typing import Literal
 from ssvd.benchmark.records import Failure, Hypothesis, Result
 from ssvd.errors import UserError
 from ssvd.reports.html import Interval
-from ssvd.scoring.scoring import Comparison, Unit, compare, score, score_by
+from ssvd.scoring import Comparison, Unit, compare, score, score_by
 
 FROZEN, FULL, LORA = "frozen", "full", "lora"
 TEST = "test"

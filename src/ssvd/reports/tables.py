@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ssvd.reports.html import Column, Interval, Table, Value
 from ssvd.reports.study import Row, Study
-from ssvd.scoring.scoring import Comparison
+from ssvd.scoring import Comparison
 
 
 def main_table(studies: Sequence[Study]) -> Table:

@@ -1,1 +1,8 @@
-"""Error rates, their intervals, and the normalisers of texts."""
+"""Error rates, their confidence intervals, paired comparisons, and text normalisers."""
+
+from ssvd.scoring.comparison import Comparison, compare
+from ssvd.scoring.edits import Unit
+from ssvd.scoring.normalisers import normaliser, usual_normaliser
+from ssvd.scoring.rates import Score, score, score_by
+
+__all__ = ["Comparison", "Score", "Unit", "compare", "normaliser", "score", "score_by", "usual_normaliser"]

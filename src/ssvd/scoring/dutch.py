@@ -1,18 +1,18 @@
-"""Dutch text made comparable before it is scored. There is no customary normaliser; these rules are our own.
+"""A normaliser of Dutch text for scoring. There is no customary one; these rules are our own.
 
-1. Unicode NFKC, lower case. The acute accent goes: it marks stress, which writers show or not (één, vóór). Other
-   accents are spelling and stay (hè, coëfficiënt, crème).
-2. What stands in < >, [ ] or ( ) goes.
+1. Unicode NFKC, lower case. The acute accent is removed: it marks stress, which writers may or may not show (één, vóór).
+   Other accents belong to the spelling and stay (hè, coëfficiënt, crème).
+2. Text in < >, [ ] or ( ) is removed.
 3. Numbers in digits become words as the Dutch spelling rules (Taalunie) write them: one word up to duizend, a blank
-   after duizend, around miljoen and miljard. 1100 to 1999 are read in hundreds, as years and most counts are
-   (negentienhonderdvierentachtig); a comma is read as komma, a point parts thousands, ordinals (2e, 3de, 8ste) become
-   words; with a leading 0 or more than 12 digits each digit is read on its own. %, €, &, + become procent, euro, en,
-   plus. Numbers stay words rather than become digits because een is the article too.
-4. Reduced forms that stand for one word alone become it: 'k 't 'n 'm z'n m'n are ik het een hem zijn mijn, 'ns is
-   eens, da's is dat is. Others stay (d'r is haar or er, 's is des or is).
-5. Apostrophes between two letters stay (foto's, zo'n), all other signs part words, hyphens too: zee-eend is two words.
-   Compounds are otherwise left as they were written, so lange termijn and langetermijn differ.
-6. Hesitations (uh, uhm, eh, euh, hm, mm ...) go, as in Whisper's normaliser for English.
+   after duizend and around miljoen and miljard. 1100 to 1999 are read in hundreds, as years and most counts are
+   (negentienhonderdvierentachtig); a comma is read as komma, a point separates thousands, ordinals (2e, 3de, 8ste)
+   become words; a number with a leading 0 or more than 12 digits is read digit by digit. %, €, & and + become procent,
+   euro, en and plus. Numbers become words, rather than words becoming digits, because een is also the article.
+4. Reduced forms with a single meaning are expanded: 'k 't 'n 'm z'n m'n are ik het een hem zijn mijn, 'ns is eens, da's
+   is dat is. Others stay (d'r is haar or er, 's is des or is).
+5. Apostrophes between two letters stay (foto's, zo'n); all other signs, hyphens too, separate words: zee-eend is two
+   words. Compounds otherwise stay as written, so lange termijn and langetermijn differ.
+6. Hesitations (uh, uhm, eh, euh, hm, mm ...) are removed, as in Whisper's normaliser for English.
 """
 
 import re
@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"([0-9]+)(?:,([0-9]+)|(ste|de|e)\b)?")
 _REDUCED = {"'k": "ik", "'t": "het", "'n": "een", "'m": "hem", "z'n": "zijn", "m'n": "mijn", "'ns": "eens"}
 _REDUCED |= {"da's": "dat is"}
 _REDUCED_FORM = re.compile(rf"(?<!\w)(?:{'|'.join(_REDUCED)})(?!\w)")
-# After duizend a number goes on as a word of its own, whichever way it was written; duizendpoot is no number.
+# After duizend a number continues as a separate word, however it was written; duizendpoot is not a number.
 _AFTER_THOUSAND = re.compile(
     r"duizend(?=een|twee|drie|vier|vijf|zes|zeven|acht|negen|tien|elf|twaalf|dertig|dertien|veertig|veertien|twintig"
     r"|tachtig|honderd)"
@@ -40,7 +40,7 @@ _MOST_DIGITS = 12
 
 
 def normalise_dutch(text: str) -> str:
-    """A text by the rules above; blanks are not squeezed."""
+    """Normalise a text by the rules above; runs of blanks are left as they are."""
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).replace("\N{COMBINING ACUTE ACCENT}", ""))
     text = _BRACKETED.sub(" ", text)
@@ -63,7 +63,7 @@ def _in_words(match: re.Match[str]) -> str:
 
 
 def _cardinal(digits: str) -> str:
-    """Of a whole number in digits."""
+    """Spell out a whole number that is given in digits."""
     if len(digits) > _MOST_DIGITS or (digits[0] == "0" and len(digits) > 1):
         return " ".join(map(_spelled, map(int, digits)))
     number = int(digits)
