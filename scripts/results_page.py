@@ -1,88 +1,91 @@
-"""Write the tables of docs/results.md from the folders of results in docs/results, between their markers.
+"""Write the tables and charts of docs/results.md from the stored studies in results/.
 
-    python scripts/results_page.py                          # tables, and the charts that the page shows
-    python scripts/results_page.py runs/x synthetic         # put what `ssvd benchmark` left in runs/x there before
+    python scripts/results_page.py
 
-A folder keeps grid, cells, trials, failures and hypotheses, which is all that `ssvd report` needs; not the speech.
+The tables of results/NAME stand between the markers <!-- NAME --> and <!-- end --> of the page.
 """
 
-import json
+import re
 import shutil
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from performance_page import fill, table
-from ssvd.files import write_json
+from ssvd.files import write_whole
 from ssvd.reports.page import read_benchmark, write_figures
 from ssvd.reports.study import Row, Study
 from ssvd.scoring import Comparison
 
 PAGE = Path("docs/results.md")
-RESULTS = Path("docs/results")
-CHARTS = ("embedded-child-forgetting.png", "embedded-child-convergence-epochs.png")  # of synthetic
-KEPT = ("grid.yaml", "cells", "trials", "failures", "hypotheses")
+RESULTS = Path("results")
+SECTION = re.compile(r"(<!-- (?!end )([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# Charts of the study "synthetic" that the page shows.
+CHARTS = ("embedded-child-forgetting.png", "embedded-child-convergence-epochs.png")
 
 
-def adopt(results: Path, name: str) -> None:
-    """Copy a folder of results, without speech, logs and adapters, to docs/results; what else is there stays."""
-    for old, new in ((RESULTS / name / part, results / part) for part in KEPT):
-        shutil.rmtree(old, ignore_errors=True)
-        if new.is_dir():
-            shutil.copytree(new, old)
-        elif new.is_file():
-            old.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(new, old)
-    for cell in (RESULTS / name / "cells").glob("*.json"):
-        write_json(cell, json.loads(cell.read_text(encoding="utf-8")) | {"audio": {}})  # of this machine
+def fill(page: str) -> str:
+    """Return the page with the tables of every marked study that is stored; other sections stay as they are."""
+
+    def filled(section: re.Match[str]) -> str:
+        begin, name, end = section.groups()
+        folder = RESULTS / name
+        return f"{begin}\n{tables(folder)}\n\n{end}" if folder.is_dir() else section[0]
+
+    return SECTION.sub(filled, page)
 
 
-def studies(name: str) -> str:
-    """A table for each study of a folder of results."""
-    found = read_benchmark(RESULTS / name).studies
-    return "\n\n".join(f"### {study.name}\n\n{_table(study)}" for study in found)
+def tables(folder: Path) -> str:
+    """Return a table for each model and corpus of a stored study."""
+    return "\n\n".join(f"### {study.name}\n\n{_table(study)}" for study in read_benchmark(folder).studies)
 
 
 def _table(study: Study) -> str:
     sources = list(dict.fromkeys(corpus for row in study.rows for corpus in row.forgetting))
-    head = ["method", "trained", "rate", "WER", "s", "against LoRA", "against full", "recovered"]
-    head += [f"on {corpus}" for corpus in sources]
-    rows = [
-        [
-            row.name,
-            f"{row.trainable_parameters:,} ({100 * row.share:.3g} %)" if row.trainable_parameters else "",
-            ", ".join(f"{rate:g}" for rate in row.learning_rates) + ("*" if row.edge else ""),
-            _rate(row),
-            "" if row.spread is None else f"{100 * row.spread:.1f}",
-            _difference(row.against_lora),
-            _difference(row.against_full),
-            "" if row.recovered is None else f"{100 * row.recovered:.0f} %",
-            *(_difference(row.forgetting.get(corpus)) for corpus in sources),
-        ]
-        for row in study.rows
-    ]
-    return table(head, rows)
+    with_fallback = any(row.wer_without_fallback is not None for row in study.rows)
+    rows = [_cells(row, sources, with_fallback) for row in study.rows]
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: Row, sources: list[str], with_fallback: bool) -> dict[str, str]:
+    """Return what a row of the table shows, by column."""
+    trained = f"{row.trainable_parameters:,} ({100 * row.share:.3g} %)"
+    return {
+        "method": row.name,
+        "trained": trained if row.trainable_parameters else "",
+        "rate": ", ".join(f"{rate:g}" for rate in row.learning_rates) + ("*" if row.edge else ""),
+        "WER": _rate(row),
+        **({"no fallback": _percent(row.wer_without_fallback)} if with_fallback else {}),
+        "s": _percent(row.spread),
+        "against LoRA": _difference(row.against_lora),
+        "against full": _difference(row.against_full),
+        "recovered": "" if row.recovered is None else f"{100 * row.recovered:.0f} %",
+        **{f"on {corpus}": _difference(row.forgetting.get(corpus)) for corpus in sources},
+    }
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{100 * rate:.1f}"
 
 
 def _rate(row: Row) -> str:
-    low, high = row.interval or (0.0, 0.0)
-    return "" if row.wer is None else f"{100 * row.wer:.1f} ({100 * low:.1f} .. {100 * high:.1f})"
+    if row.wer is None or row.interval is None:
+        return _percent(row.wer)
+    low, high = row.interval
+    return f"{_percent(row.wer)} ({_percent(low)} .. {_percent(high)})"
 
 
-def _difference(found: Comparison | None) -> str:
-    if found is None or found.interval is None:
+def _difference(comparison: Comparison | None) -> str:
+    if comparison is None or comparison.interval is None:
         return ""
-    low, high = found.interval
+    low, high = comparison.interval
     mark = "" if low <= 0 <= high else "**"
-    shown = f"{mark}{100 * found.difference:+.1f}{mark} ({100 * low:+.1f} .. {100 * high:+.1f})"
+    shown = f"{mark}{100 * comparison.difference:+.1f}{mark} ({100 * low:+.1f} .. {100 * high:+.1f})"
     return shown.replace("-", "−")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        adopt(Path(sys.argv[1]), sys.argv[2])
-    grids = sorted(RESULTS.glob("*/grid.yaml"))
-    fill(PAGE, {grid.parent.name: studies(grid.parent.name) for grid in grids})
+    write_whole(PAGE, fill(PAGE.read_text(encoding="utf-8")))
     with TemporaryDirectory() as figures:
         write_figures(RESULTS / "synthetic", Path(figures))
         for chart in CHARTS:

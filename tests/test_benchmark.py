@@ -151,12 +151,12 @@ def test_a_damaged_record_is_named_and_the_rest_goes_on(values, tmp_path):
     trial.write_text(trial.read_text()[:200])
     run_benchmark(grid, out, device="cpu", console=log)
     log.file.seek(0)
-    assert f"is left alone: {trial} is no whole record" in log.file.read()
+    assert f"is left alone: {trial} is damaged: delete it" in log.file.read()
     other = json.loads((out / "cells" / "tiny_child_frozen_seed=3.json").read_text())
     other["origin"]["ssvd_schema"] = 99
     (out / "cells" / "tiny_child_frozen_seed=3.json").write_text(json.dumps(other))
     results, skipped = read_results(out)
-    assert not results and "is of version 99, and this program reads 1" in skipped[0].reason
+    assert not results and "has version 99, but this program reads 1" in skipped[0].reason
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_shipped_grids_can_be_read(path, small):
         ({"corpora": {"child": {"synthetic": "elf"}}}, "corpora.child.synthetic: Input should be 'child' or 'accent'"),
         ({"seeds": [1, 1]}, "seeds: seeds must be different"),
         ({"learning_rates": {"lora": []}}, "learning_rates of lora must be above 0"),
-        ({"training": {"epochs": 0}}, "training: --epochs: Input should be greater than or equal to 1"),
+        ({"training": {"epochs": 0}}, "training: epochs must be at least 1"),
         ({"training": {"epoch": 1}}, "training: --epoch: Extra inputs are not permitted"),
         ({"training": {"method": "lora"}}, "training: method is set by the grid"),
     ],

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssvd.benchmark.records import Failure, Hypothesis, record_path, write_hypotheses
+from ssvd.benchmark.records import Failure, Hypothesis, read_study, record_path, store_study, write_hypotheses
 from ssvd.errors import UserError
 from ssvd.reports.changed_utterances import largest_changes
 from ssvd.reports.charts import METHODS, charts
@@ -154,7 +154,7 @@ def test_the_page_says_what_was_found(page):
         assert f"<h3>{title}</h3>" in text
     for title in ("Variants of SSVD", "Forgetting against gain", "WER by group", "Utterances that changed most"):
         assert f"<h3>{title}</h3>" in text
-    assert "out of &lt;memory&gt;" in text and "damaged.json is no whole record" in text
+    assert "out of &lt;memory&gt;" in text and "damaged.json is damaged" in text
     assert "lowest learning rate tried: may be under-tuned" in text
     assert "a made-up machine" in text
     assert str(page.parents[1]) not in text
@@ -219,12 +219,85 @@ def test_few_cells_are_enough(methods, tmp_path):
 
 
 def test_no_cell_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="holds no results: it has no folder cells"):
+    with pytest.raises(UserError, match=r"holds no results: it has neither a folder cells nor a file records\.jsonl"):
         write_report(tmp_path, tmp_path / "page.html")
     result, _ = made("ssvd", spoken(["a"]))
     write(tmp_path, result, {})  # without its texts
     with pytest.raises(UserError, match="holds no finished cell"):
         write_report(tmp_path, tmp_path / "page.html")
+
+
+@pytest.fixture(scope="module")
+def stored(results, tmp_path_factory) -> Path:
+    """The made-up benchmark as a stored study."""
+    folder = tmp_path_factory.mktemp("benchmark") / "copy"
+    shutil.copytree(results, folder)
+    (folder / "grid.yaml").write_text("title: made up\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"damaged\.json cannot be stored"):
+        store_study(folder, folder.parent / "stored")
+    assert not (folder.parent / "stored").exists()
+    (folder / "cells" / "damaged.json").unlink()
+    store_study(folder, folder.parent / "stored")
+    return folder.parent / "stored"
+
+
+def test_a_stored_study_gives_the_same_report_and_the_same_bytes(results, stored, benchmark):
+    assert {path.name for path in stored.iterdir()} == {"grid.yaml", "records.jsonl", "hypotheses.tar.xz"}
+    assert '"audio"' not in (stored / "records.jsonl").read_text(encoding="utf-8")
+    read = read_benchmark(stored, resamples=200)
+    assert to_csv(main_table(read.studies)) == to_csv(main_table(benchmark.studies))
+    assert read.texts == benchmark.texts and read.failures == benchmark.failures and not read.skipped
+    assert [trial.id for trial in read_study(stored).trials] == [trial.id for trial in read_study(results).trials]
+    before = {path.name: path.read_bytes() for path in stored.iterdir()}
+    again = stored.parent / "again"
+    again.mkdir()
+    (again / "notes.md").touch()
+    for source in (stored.parent / "copy", stored):  # a stored study can be stored again
+        store_study(source, again)
+        assert {path.name: path.read_bytes() for path in again.iterdir()} == before | {"notes.md": b""}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("hypotheses.tar.xz", lambda data: data[:-9], r"hypotheses\.tar\.xz does not have the checksum that records"),
+        ("records.jsonl", lambda data: data[: len(data) // 2], r"records\.jsonl is damaged: restore"),
+        (
+            "records.jsonl",
+            lambda data: data[: data.rindex(b"\n", 0, -1) + 1],
+            "lacks records that its first line counts",
+        ),
+        ("records.jsonl", lambda data: data[data.index(b"\n") + 1 :], r"records\.jsonl is damaged: restore"),
+        ("records.jsonl", lambda data: data.replace(b'"ssvd_schema": 1', b'"ssvd_schema": 7', 1), "has version 7"),
+        ("records.jsonl", lambda data: data.replace(b'"best_epoch": ', XX),
+    ],
+)
+def test_a_damaged_stored_study_is_refused(name, change, message, stored, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(stored, folder)
+    damaged = change((folder / name).read_bytes())
+    assert damaged != (folder / name).read_bytes()
+    (folder / name).write_bytes(damaged)
+    with pytest.raises(UserError, match=message):
+        read_benchmark(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match="cannot be read" if name.endswith("xz") else "holds no results"):
+        read_benchmark(folder)
+
+
+def test_cells_of_before_the_fallback_still_load(results, tmp_path):
+    shutil.copytree(results, tmp_path / "old")
+    path = next((tmp_path / "old" / "cells").glob("lora*.json"))
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for fields, name in (
+        (values, "decoding"),
+        (values["test"], "wer_without_fallback"),
+        (values, "orthogonality_error"),
+    ):
+        fields.pop(name)
+    path.write_text(json.dumps(values), encoding="utf-8")
+    (result,) = [result for result in read_study(tmp_path / "old").results if result.id == values["id"]]
+    assert result.decoding is None and result.test.wer_without_fallback is None
 
 
 def test_main_table_as_csv(benchmark):

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from ssvd.benchmark.records import Cell, Epoch, Failure, Hypothesis, Origin, Result
+from ssvd.benchmark.records import Cell, Epoch, Failure, Hypothesis, Origin, Result, Texts
 from ssvd.errors import UserError
-from ssvd.reports.study import Rate, Row, Texts, group_rates, studies
+from ssvd.reports.study import Rate, Row, group_rates, studies
 from ssvd.scoring import score, score_by
 
 ORIGIN = Origin(

@@ -1,21 +1,34 @@
-"""What a cell of a benchmark leaves behind: one JSON with everything needed to repeat it, and its hypotheses.
+"""What a benchmark leaves behind: everything needed to repeat each cell, and its hypotheses.
 
-cells/ID.json            a `Result`: a trained and tested model, or the untouched one (method "frozen")
-trials/ID.json           a `Trial`: a run at one learning rate, scored on dev alone
-failures/ID.json         a `Failure`: what went wrong
-hypotheses/ID/NAME.jsonl texts of the test set ("test") and of each source corpus, a line an utterance
+`ssvd benchmark` fills a folder file by file, so that it can be killed and continued:
+
+    cells/ID.json            a `Result`: a trained and tested model, or the untouched one (method "frozen")
+    trials/ID.json           a `Trial`: a run at one learning rate, scored on dev only
+    failures/ID.json         a `Failure`: what went wrong
+    hypotheses/ID/NAME.jsonl texts of the test set ("test") and of each source corpus, a line per utterance
+
+`store_study` turns a finished folder into a few files to publish, always the same bytes for the same results:
+
+    grid.yaml                the grid
+    records.jsonl            a heading with the numbers of records and the archive's SHA-256, then a line per record
+    hypotheses.tar.xz        the files of hypotheses/
+
+`read_study` reads both.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ssvd.benchmark.archive import pack, unpack
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
-from ssvd.files import write_json_lines
+from ssvd.files import whole_file, write_json_lines, write_whole
 
 SCHEMA = 1
 
@@ -133,22 +146,176 @@ class Hypothesis(_Record):
 
 
 _R = TypeVar("_R", bound=_Record)
-_FOLDERS: dict[type, str] = {Result: "cells", Trial: "trials", Failure: "failures"}
+_FOLDERS: dict[type[_Record], str] = {Result: "cells", Trial: "trials", Failure: "failures"}
+
+Texts = Mapping[tuple[str, str], Sequence[Hypothesis]]
+"""The hypotheses of a result on a corpus: (id of the result, "test" or a source corpus) -> one per utterance."""
+
+GRID, RECORDS, HYPOTHESES = "grid.yaml", "records.jsonl", "hypotheses.tar.xz"
+_RESTORE = "restore the folder from where it came"
+
+
+@dataclass(frozen=True)
+class StudyRecords:
+    """All records of a folder of results, each kind in order of ids.
+
+    Attributes:
+        results: Finished cells whose hypotheses are there.
+        trials: Training runs.
+        failures: Cells and trials that could not be computed.
+        texts: The hypotheses of every result on the test set and on each source corpus.
+        skipped: Files that could not be read.
+    """
+
+    results: list[Result]
+    trials: list[Trial]
+    failures: list[Failure]
+    texts: Texts
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def read_study(folder: Path) -> StudyRecords:
+    """Read all records of a folder, whether `ssvd benchmark` is filling it or `store_study` wrote it.
+
+    A benchmark may be unfinished or damaged in places: what cannot be read is skipped and listed. A stored study is
+    read as a whole or refused.
+
+    Raises:
+        UserError: The folder holds no results, or a stored study is damaged.
+    """
+    if (folder / RECORDS).is_file():
+        return _read_stored(folder)
+    cells, skipped = read_results(folder)
+    trials, damaged_trials = read_records(folder, Trial)
+    failures, damaged_failures = read_records(folder, Failure)
+    results: list[Result] = []
+    texts: dict[tuple[str, str], list[Hypothesis]] = {}
+    for result in cells:
+        try:
+            texts |= {(result.id, name): read_hypotheses(folder, result, name) for name in _corpora(result)}
+        except UserError as error:
+            skipped.append(Skipped(f"cells/{result.id}.json", str(error)))
+        else:
+            results.append(result)
+    return StudyRecords(results, trials, failures, texts, [*skipped, *damaged_trials, *damaged_failures])
+
+
+def store_study(folder: Path, target: Path) -> None:
+    """Write the results of a benchmark as the few files of a stored study, without speech, logs and adapters.
+
+    The records are written last: they name the archive by its checksum, so a study that was interrupted is refused by
+    `read_study`. Other files of `target` stay.
+
+    Args:
+        folder: Folder of `ssvd benchmark`, with every hypothesis of its cells.
+        target: Folder to write to; it is made.
+
+    Raises:
+        UserError: A record or a file of hypotheses is missing or damaged; nothing is written.
+    """
+    records = read_study(folder)
+    if records.skipped:
+        first = records.skipped[0]
+        raise UserError(f"{first.where} cannot be stored: {first.reason}")
+    if not records.results:
+        raise UserError(f"{folder} holds no finished cell: run `ssvd benchmark` until one is finished.")
+    try:
+        grid = (folder / GRID).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{folder / GRID} cannot be read: copy the folder of the benchmark whole.") from None
+    lines = {(name, corpus): _text_lines(texts) for (name, corpus), texts in records.texts.items()}
+    archive = pack({f"{name}/{corpus}.jsonl": text for (name, corpus), text in lines.items()})
+    kinds: dict[str, Sequence[_Record]] = {
+        "cells": records.results,
+        "trials": records.trials,
+        "failures": records.failures,
+    }
+    heading = {
+        "ssvd_schema": SCHEMA,
+        **{kind: len(members) for kind, members in kinds.items()},
+        HYPOTHESES: {"sha256": hashlib.sha256(archive).hexdigest()},
+    }
+    # The paths of recordings mean nothing elsewhere.
+    rows = [
+        {kind: member.model_dump(exclude={"audio"}, exclude_unset=True)}
+        for kind, members in kinds.items()
+        for member in members
+    ]
+    target.mkdir(parents=True, exist_ok=True)
+    write_whole(target / GRID, grid)
+    with whole_file(target / HYPOTHESES) as file:
+        file.write(archive)
+    write_json_lines(target / RECORDS, [heading, *rows])
+
+
+def _read_stored(folder: Path) -> StudyRecords:
+    path = folder / RECORDS
+    try:
+        heading, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        version, checksum = heading["ssvd_schema"], heading[HYPOTHESES]["sha256"]
+        members = [(kind, values, f"{path}: {values['id']}") for row in rows for kind, values in row.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: {_RESTORE}.") from None
+    if version != SCHEMA:
+        raise UserError(f"{path} has version {version}, but this program reads {SCHEMA}: install a matching version.")
+    results, trials, failures = _stored(members, Result), _stored(members, Trial), _stored(members, Failure)
+    stated = tuple(heading.get(name) for name in _FOLDERS.values())
+    if stated != (len(results), len(trials), len(failures)) or len(members) != sum(stated):
+        raise UserError(f"{path} lacks records that its first line counts: {_RESTORE}.")
+    return StudyRecords(results, trials, failures, _read_archive(folder / HYPOTHESES, checksum, results))
+
+
+def _stored(members: Sequence[tuple[str, dict[str, Any], str]], kind: type[_R]) -> list[_R]:
+    """Return the records of a kind among (name of the kind, fields, source) of all records."""
+    return [_checked(values, kind, source, _RESTORE) for name, values, source in members if name == _FOLDERS[kind]]
+
+
+def _read_archive(path: Path, checksum: str, results: Sequence[Result]) -> Texts:
+    """Return the hypotheses of all results from the archive of a stored study."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise UserError(f"{path} cannot be read: {_RESTORE}.") from None
+    if hashlib.sha256(data).hexdigest() != checksum:
+        raise UserError(f"{path} does not have the checksum that {RECORDS} states: {_RESTORE}.")
+    try:
+        files = unpack(data)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}: {_RESTORE}.") from None
+    texts = {}
+    for result in results:
+        for corpus in _corpora(result):
+            name = f"{result.id}/{corpus}.jsonl"
+            try:
+                texts[result.id, corpus] = _parse_texts(files[name].decode())
+            except (KeyError, ValueError, TypeError) as error:
+                raise UserError(f"{path}: {name} cannot be read ({type(error).__name__}): {_RESTORE}.") from None
+    return texts
+
+
+def _corpora(result: Result) -> list[str]:
+    """Return the names of the corpora that a result was tested on."""
+    return ["test", *result.sources]
 
 
 def read_results(folder: Path) -> tuple[list[Result], list[Skipped]]:
-    """All finished cells of a benchmark, in order of their ids, and the files that are no such.
+    """Return all finished cells of a benchmark, in order of their ids, and the files that cannot be read.
 
     Raises:
         UserError: The folder holds no results.
     """
     if not (folder / "cells").is_dir():
-        raise UserError(f"{folder} holds no results: it has no folder cells (`ssvd benchmark --out` makes one).")
+        raise UserError(f"{folder} holds no results: it has neither a folder cells nor a file {RECORDS}.")
     return read_records(folder, Result)
 
 
 def read_records(folder: Path, kind: type[_R]) -> tuple[list[_R], list[Skipped]]:
-    """All records of a kind, `Result`, `Trial` or `Failure`, in order of their ids, and the files that are no such."""
+    """Return all records of a kind in order of their ids, and the files that cannot be read.
+
+    Args:
+        folder: Folder of `ssvd benchmark`.
+        kind: `Result`, `Trial` or `Failure`.
+    """
     records, skipped = [], []
     for path in sorted((folder / _FOLDERS[kind]).glob("*.json")):
         try:
@@ -159,49 +326,63 @@ def read_records(folder: Path, kind: type[_R]) -> tuple[list[_R], list[Skipped]]
 
 
 def read_record(path: Path, kind: type[_R]) -> _R:
-    """A record.
+    """Return a record from its file.
 
     Raises:
         UserError: The file is damaged, or of another version.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found = values["origin"].get("ssvd_schema")
+        version = values["origin"].get("ssvd_schema")
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is no whole record: delete it, and run `ssvd benchmark` again.") from None
-    if found != SCHEMA:
-        raise UserError(f"{path} is of version {found}, and this program reads {SCHEMA}: use the program of then.")
+        raise UserError(f"{path} is damaged: delete it and run `ssvd benchmark` again.") from None
+    if version != SCHEMA:
+        raise UserError(f"{path} has version {version}, but this program reads {SCHEMA}: install a matching version.")
+    return _checked(values, kind, str(path), "delete it and run `ssvd benchmark` again")
+
+
+def _checked(values: Mapping[str, Any], kind: type[_R], source: str, remedy: str) -> _R:
     try:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {name}: {first['msg']}; delete the file, and run `ssvd benchmark` again.") from None
+        raise UserError(f"{source}: {name}: {first['msg']}; {remedy}.") from None
 
 
 def record_path(folder: Path, kind: type[_Record], name: str) -> Path:
-    """The file of a record."""
+    """Return the file of a record."""
     return folder / _FOLDERS[kind] / f"{name}.json"
 
 
 def read_hypotheses(folder: Path, result: Result, corpus: str = "test") -> list[Hypothesis]:
-    """Texts of the test set, or of a source corpus, in the order in which they were scored.
+    """Return the texts of the test set, or of a source corpus, in the order in which they were scored.
 
     Raises:
         UserError: The file is missing or damaged.
     """
     path = hypotheses_path(folder, result.id, corpus)
     try:
-        # Not splitlines, which also cuts at characters that JSON leaves in texts, such as U+2028.
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [Hypothesis(**json.loads(line)) for line in lines if line]
+        return _parse_texts(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}): copy results whole.") from error
+        raise UserError(f"{path} cannot be read ({type(error).__name__}): copy the folder whole.") from error
+
+
+def _parse_texts(text: str) -> list[Hypothesis]:
+    # Not splitlines, which also splits at characters that JSON leaves in texts, such as U+2028.
+    return [Hypothesis(**json.loads(line)) for line in text.split("\n") if line]
+
+
+def _text_lines(hypotheses: Sequence[Hypothesis]) -> bytes:
+    rows = (hypothesis.model_dump(exclude_unset=True) for hypothesis in hypotheses)
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
 def write_hypotheses(folder: Path, name: str, corpus: str, hypotheses: Sequence[Hypothesis]) -> None:
+    """Write the texts of a result on a corpus."""
     write_json_lines(hypotheses_path(folder, name, corpus), (h.model_dump() for h in hypotheses))
 
 
 def hypotheses_path(folder: Path, name: str, corpus: str) -> Path:
+    """Return the file of the texts of a result on a corpus."""
     return folder / "hypotheses" / name / f"{corpus}.jsonl"

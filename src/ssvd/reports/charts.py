@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
 
+from ssvd.benchmark.records import Texts
 from ssvd.reports.html import Chart, Point, Series, View, shown
-from ssvd.reports.study import FROZEN, FULL, Row, Study, Texts, group_rates, is_peft, is_ssvd
+from ssvd.reports.study import FROZEN, FULL, Row, Study, group_rates, is_peft, is_ssvd
 from ssvd.reports.tables import notes, percents
 
 POINTS = "percentage points"

@@ -8,14 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ssvd.benchmark.records import Failure, Result, read_hypotheses, read_records, read_results
+from ssvd.benchmark.records import Failure, Result, Texts, read_study
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
 from ssvd.reports.changed_utterances import Change, Word, largest_changes
 from ssvd.reports.charts import METHODS, charts, units
 from ssvd.reports.figures import save_figure
 from ssvd.reports.html import Chart, bullets, chart_section, file_name, html_page, styles, to_csv, to_html, to_latex
-from ssvd.reports.study import FROZEN, FULL, LORA, TEST, Row, Study, Texts, is_ssvd, studies
+from ssvd.reports.study import FROZEN, FULL, LORA, TEST, Row, Study, is_ssvd, studies
 from ssvd.reports.tables import main_table, percents
 from ssvd.scoring import Comparison
 
@@ -43,26 +43,16 @@ class Benchmark:
 
 
 def read_benchmark(folder: Path, *, resamples: int = 1000) -> Benchmark:
-    """Read a folder of results. A result whose texts are missing is skipped, as a damaged record is.
+    """Read a folder of `ssvd benchmark`, or a stored study, and compute the statistics over it.
 
     Raises:
-        UserError: No cell is finished, two are the same, or they cannot be compared.
+        UserError: No cell is finished, two are the same, they cannot be compared, or a stored study is damaged.
     """
-    records, skipped = read_results(folder)
-    failures, damaged = read_records(folder, Failure)
-    skipped += damaged
-    results, texts = [], {}
-    for result in records:
-        try:
-            found = {(result.id, corpus): read_hypotheses(folder, result, corpus) for corpus in (TEST, *result.sources)}
-        except UserError as error:
-            skipped.append(Skipped(f"cells/{result.id}.json", str(error)))
-            continue
-        results.append(result)
-        texts.update(found)
-    if not results:
+    records = read_study(folder)
+    if not records.results:
         raise UserError(f"{folder} holds no finished cell: run `ssvd benchmark` until one is, or see its failures.")
-    return Benchmark(folder, studies(results, texts, failures, resamples=resamples), texts, failures, skipped)
+    found = studies(records.results, records.texts, records.failures, resamples=resamples)
+    return Benchmark(folder, found, records.texts, records.failures, records.skipped)
 
 
 def write_report(results: Path, html: Path, *, audio: bool = True, resamples: int = 1000) -> None:

@@ -10,16 +10,13 @@ from itertools import groupby
 from statistics import fmean, median, stdev
 from typing import Literal
 
-from ssvd.benchmark.records import Failure, Hypothesis, Result
+from ssvd.benchmark.records import Failure, Result, Texts
 from ssvd.errors import UserError
 from ssvd.reports.html import Interval
 from ssvd.scoring import Comparison, Unit, compare, score, score_by
 
 FROZEN, FULL, LORA = "frozen", "full", "lora"
 TEST = "test"
-
-Texts = Mapping[tuple[str, str], Sequence[Hypothesis]]
-"""The hypotheses of a result on a corpus: (id of the result, "test" or a source corpus) -> one per utterance."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class Row:
         edge: Where the chosen rate lies among those tried, if there is no rate tried on both sides of it: the method
             may then be under-tuned. "only" where one rate alone was tried. None inside, and for the frozen model.
         wer, cer, dev_wer: Means over the seeds; None where no reference has words, or where dev was not decoded.
+        wer_without_fallback: Mean WER of the first search; None where decoding had no fallback or it was not recorded.
         interval, resampled: Of `wer`, and its units; None with fewer than two of them.
         spread: Sample standard deviation of the WER over seeds; None for one seed.
         against_frozen, against_lora, against_full: Paired differences on the test set, this row minus the frozen model,
@@ -69,6 +67,7 @@ class Row:
     learning_rates: tuple[float, ...]
     edge: Literal["lowest", "highest", "only"] | None
     wer: float | None
+    wer_without_fallback: float | None
     interval: Interval | None
     resampled: Unit
     spread: float | None
@@ -226,7 +225,6 @@ def _row(grouped: Mapping[tuple[str, str], list[Result]], key: tuple[str, str], 
         resamples=resamples,
     )
     rates = [result.test.wer for result in results if result.test.wer is not None]
-    wer = fmean(rates) if rates else None
     errors = [r.orthogonality_error for r in results if r.orthogonality_error is not None]
 
     def against(others: list[Result] | None, corpus: str = TEST) -> Comparison | None:
@@ -243,7 +241,8 @@ def _row(grouped: Mapping[tuple[str, str], list[Result]], key: tuple[str, str], 
         setting=results[0].setting,
         learning_rates=tuple(sorted({r.learning_rate for r in results if r.learning_rate is not None})),
         edge=_edge(results),
-        wer=wer,
+        wer=_mean([result.test.wer for result in results]),
+        wer_without_fallback=_mean([result.test.wer_without_fallback for result in results]),
         interval=pooled.wer_interval,
         resampled=pooled.resampled,
         spread=stdev(rates) if len(rates) > 1 else None,
