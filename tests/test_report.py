@@ -269,7 +269,11 @@ def test_a_stored_study_gives_the_same_report_and_the_same_bytes(results, stored
         ),
         ("records.jsonl", lambda data: data[data.index(b"\n") + 1 :], r"records\.jsonl is damaged: restore"),
         ("records.jsonl", lambda data: data.replace(b'"ssvd_schema": 1', b'"ssvd_schema": 7', 1), "has version 7"),
-        ("records.jsonl", lambda data: data.replace(b'"best_epoch": ', XX),
+        (
+            "records.jsonl",
+            lambda data: data.replace(b'"best_epoch": ', b'"best": ', 1),
+            "best_epoch: Field required; restore",
+        ),
     ],
 )
 def test_a_damaged_stored_study_is_refused(name, change, message, stored, tmp_path):
