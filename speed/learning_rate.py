@@ -27,7 +27,7 @@ from ssvd.demo.synthetic import write_corpus
 from ssvd.methods.table import apply_method
 from ssvd.recognisers.loading import load_model
 from ssvd.spectral import step
-from ssvd.training.batches import ByCount, RoundBatches
+from ssvd.training.batches import ByCount, EpochBatches
 from ssvd.tuners import SSVDModel, portion_rank
 
 
@@ -61,7 +61,7 @@ def held_out_loss(
         optimizer, lambda update: min((update + 1) / warmup, (updates - update) / (updates - warmup))
     )
     speech.module.train()
-    for rows in RoundBatches(ByCount(len(train), 16), updates, seed=seed, number=0):
+    for rows in EpochBatches(ByCount(len(train), 16), updates, seed=seed, number=0):
         speech.loss(speech.collate([train[row] for row in rows])).backward()
         torch.nn.utils.clip_grad_norm_(trained, 5.0)
         optimizer.step()

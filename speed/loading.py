@@ -34,7 +34,7 @@ from ssvd.demo.synthetic import write_corpus
 from ssvd.methods.table import apply_method, find_method
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.training.augmentation import Augmenter
-from ssvd.training.batches import ByCount, RoundBatches
+from ssvd.training.batches import ByCount, EpochBatches
 from ssvd.training.loading import Loading
 
 BATCH = 16
@@ -74,7 +74,7 @@ def main(
             for threads_, name, augmented, workers_ in kinds:
                 torch.set_num_threads(threads_)
                 change = partial(changes["all"], epoch=number) if augmented else None
-                numbers = RoundBatches(ByCount(len(chosen), BATCH), steps, 0, number)
+                numbers = EpochBatches(ByCount(len(chosen), BATCH), steps, 0, number)
                 batches = [[audio[name][cut] for cut in batch] for batch in numbers]
                 loader = Loading(workers_).batches(batches, speech.collate, change)
                 timings[threads_, name, augmented, workers_].append(run(speech, loader))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssvd.corpora.corpus import read_corpus
-from ssvd.training.batches import ByCount, BySeconds, Pass, RoundBatches
+from ssvd.training.batches import Batching, ByCount, BySeconds, EpochBatches
 
 
 def main(
@@ -26,10 +26,10 @@ def main(
     durations = np.array([cut.duration for cut in read_corpus(corpus).cuts])
     title = f"{len(durations)} utterances, {durations.min():.1f} to {durations.max():.1f} s"
     table = Table("batches of", "a pass", "padding", "seconds, median", "5 to 95 %", "most", title=title)
-    ways: dict[str, Pass] = {f"{batch_size} utterances": ByCount(len(durations), batch_size)}
+    ways: dict[str, Batching] = {f"{batch_size} utterances": ByCount(len(durations), batch_size)}
     ways |= {f"{seconds} s": BySeconds(durations.tolist(), float(seconds)) for seconds in batch_seconds.split(",")}
     for name, way in ways.items():
-        batches = [durations[batch] for batch in RoundBatches(way, len(way), seed=0, number=0)]
+        batches = [durations[batch] for batch in EpochBatches(way, len(way), seed=0, number=0)]
         padded = np.array([len(batch) * batch.max() for batch in batches])
         share = 1 - sum(batch.sum() for batch in batches) / padded.sum()
         low, middle, high = np.percentile(padded, [5, 50, 95])

@@ -9,18 +9,19 @@ import sys
 import pytest
 import torch
 import yaml
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
-from ssvd.adapt import Adaptation, adapt
+from ssvd.adapt import adapt
 from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
 from ssvd.plan import plan_methods
 from ssvd.recognisers.loading import load_model
 from ssvd.recognisers.whisper import Whisper
 from ssvd.scoring import score
+from ssvd.training.module import Adaptation
+from ssvd.training.progress import Log
 from ssvd.training.run_folder import load_adapted, sample_weights
 from ssvd_cli.main import app
 
@@ -39,13 +40,13 @@ def finished(request, tmp_path_factory, options, corpora):
 def test_run_folder_holds_what_is_needed_to_use_continue_and_repeat_the_run(finished):
     chosen, run, result = finished
     assert yaml.safe_load((run / "config.yaml").read_text()) == chosen.model_dump()
-    assert json.loads((run / "result.json").read_text()) == result
+    assert json.loads((run / "result.json").read_text()) == result.as_dict()
     assert len(read_corpus(run / "data" / "train.jsonl.gz").cuts) == 16
     assert len(read_corpus(run / "data" / "dev.jsonl.gz").cuts) == 16
     assert (run / "checkpoints" / "last.ckpt").is_file() and any((run / "tensorboard").iterdir())
     assert len((run / "metrics.csv").read_text().splitlines()) == 4  # header, before training, two epochs
     best = run / ("model" if chosen.method == "full" else "adapter")
-    assert result["adapter_bytes"] == sum(path.stat().st_size for path in best.glob("*.safetensors")) > 0
+    assert result.adapter_bytes == sum(path.stat().st_size for path in best.glob("*.safetensors")) > 0
     assert not list(run.rglob("*.partial")) and not list(run.rglob("*.old"))
 
 
@@ -54,22 +55,22 @@ def test_how_far_ssvd_left_the_rotations_is_told_after_each_epoch(finished):
     if chosen.method != "ssvd":
         assert "orthogonality_error" not in (run / "metrics.csv").read_text()
         return
-    errors = [row["orthogonality_error"] for row in result["series"]]
-    assert errors[0] == 0 < errors[1] < errors[2] == result["orthogonality_error"]
+    errors = [epoch.orthogonality_error for epoch in result.series]
+    assert errors[0] == 0 < errors[1] < errors[2] == result.orthogonality_error
     assert "orthogonality_error" in (run / "metrics.csv").read_text()
 
 
 def test_trains_as_many_parameters_as_planned(finished, embedded):
     chosen, _, result = finished
     rows = {row.method: row for row in plan_methods(embedded, chosen.budget).methods}
-    assert result["trainable_parameters"] == rows[chosen.method].trainable_parameters
+    assert result.trainable_parameters == rows[chosen.method].trainable_parameters
 
 
 def test_training_lowers_loss_and_error_rate_on_its_corpus(finished, embedded):
     _, run, result = finished
-    assert result["best_epoch"] > 0 and result["best_dev_wer"] < result["zero_shot_dev_wer"]
+    assert result.best_epoch > 0 and result.best_dev_wer < result.zero_shot_dev_wer
     cuts = list(read_corpus(run / "data" / "train.jsonl.gz").cuts)
-    base, (adapted, _) = load_model(embedded), load_adapted(str(embedded), run)
+    base, adapted = load_model(embedded), load_adapted(str(embedded), run)
     with torch.no_grad():
         assert adapted.loss(adapted.collate(cuts)) < base.loss(base.collate(cuts))
 
@@ -77,14 +78,14 @@ def test_training_lowers_loss_and_error_rate_on_its_corpus(finished, embedded):
 def test_reloaded_best_epoch_gives_the_stored_hypotheses_and_their_error_rate(finished, embedded):
     _, run, result = finished
     rows = [json.loads(line) for line in (run / "hypotheses" / "dev.jsonl").read_text().splitlines()]
-    speech, _ = load_adapted(str(embedded), run)
+    speech = load_adapted(str(embedded), run)
     cuts = list(read_corpus(run / "data" / "dev.jsonl.gz").cuts)
     assert [cut.id for cut in cuts] == [row["id"] for row in rows]
     texts = speech.transcribe(speech.collate(cuts, text=False))
     assert texts == [row["hypothesis"] for row in rows]
     references = [row["reference"] for row in rows]
-    assert score(references, texts, normaliser=result["normaliser"]).wer == result["best_dev_wer"]
-    assert result["best_dev_wer"] == min(row["dev_wer"] for row in result["series"])
+    assert score(references, texts, normaliser=result.normaliser).wer == result.best_dev_wer
+    assert result.best_dev_wer == min(epoch.dev_wer for epoch in result.series)
 
 
 def test_card_of_the_adapter_shows_code_that_loads_it(finished):
@@ -131,7 +132,7 @@ def parameters(run):
 def test_keeps_the_best_epoch_and_not_the_last(scripted, options, tmp_path):
     scripted(8, 2, 5)
     result = adapt(options(), tmp_path / "run")
-    assert result["best_epoch"] == 1
+    assert result.best_epoch == 1
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
     kept = parameters(tmp_path / "run")
     assert last.keys() == kept.keys() and not all(torch.equal(last[name], kept[name]) for name in kept)
@@ -141,14 +142,14 @@ def test_keeps_the_best_epoch_and_not_the_last(scripted, options, tmp_path):
 
 def test_first_of_equally_good_epochs_is_kept(scripted, options, tmp_path):
     scripted(8, 3, 3)
-    assert adapt(options(), tmp_path / "run")["best_epoch"] == 1
+    assert adapt(options(), tmp_path / "run").best_epoch == 1
 
 
 def test_patience_counts_epochs_since_the_best(scripted, options, tmp_path):
     scripted(8, 5, 6, 4, 4, 7, 0)
     result = adapt(options(epochs=6, updates_per_epoch=1, patience=2), tmp_path / "run")
-    assert [row["epoch"] for row in result["series"]] == [0, 1, 2, 3, 4, 5]
-    assert result["best_epoch"] == 3
+    assert [epoch.epoch for epoch in result.series] == [0, 1, 2, 3, 4, 5]
+    assert result.best_epoch == 3
 
 
 def test_run_that_is_killed_after_its_patience_ended_trains_no_further(scripted, options, tmp_path):
@@ -156,17 +157,17 @@ def test_run_that_is_killed_after_its_patience_ended_trains_no_further(scripted,
     run = tmp_path / "run"
     result = adapt(options(epochs=3, updates_per_epoch=1, patience=1), run)
     (run / "result.json").unlink()
-    assert adapt(None, run, resume=True)["series"] == result["series"]
+    assert adapt(None, run, resume=True).series == result.series
 
 
 def test_run_in_which_no_epoch_helps_says_so_and_keeps_an_adapter_that_changes_nothing(
     scripted, options, tmp_path, embedded
 ):
     scripted(1, 1, 2)
-    told = io.StringIO()
-    result = adapt(options(), tmp_path / "run", console=Console(file=told, width=400))
-    assert result["best_epoch"] == 0 and "No epoch was better" in told.getvalue()
-    base, (adapted, _) = load_model(embedded), load_adapted(str(embedded), tmp_path / "run")
+    log = io.StringIO()
+    result = adapt(options(), tmp_path / "run", progress=Log(log))
+    assert result.best_epoch == 0 and "No epoch was better" in log.getvalue()
+    base, adapted = load_model(embedded), load_adapted(str(embedded), tmp_path / "run")
     batch = base.collate(list(read_corpus(tmp_path / "run" / "data" / "dev.jsonl.gz").cuts))
     with torch.no_grad():
         torch.testing.assert_close(adapted.loss(batch), base.loss(batch), rtol=0, atol=1e-6)
@@ -175,7 +176,7 @@ def test_run_in_which_no_epoch_helps_says_so_and_keeps_an_adapter_that_changes_n
 @pytest.mark.parametrize("method", ["ssvd", "lora"])
 def test_loss_that_is_no_number_stops_the_run_and_the_best_adapter_remains(options, tmp_path, embedded, method):
     run = tmp_path / "run"
-    with pytest.raises(UserError, match=r"The loss became (nan|inf).*lower --learning-rate than 1e\+30") as error:
+    with pytest.raises(UserError, match=r"The loss became (nan|inf).*learning_rate lower than 1e\+30") as error:
         adapt(options(method=method, learning_rate=1e30, clip=1e30, epochs=3), run)
     assert "\n" not in str(error.value)
     assert all(value.isfinite().all() for value in parameters(run).values())
@@ -203,15 +204,15 @@ def test_full_disk_is_told_in_a_sentence_and_the_run_continues_once_there_is_spa
         context.setattr(
             Adaptation, "on_train_epoch_start", lambda self: (begin(self), self.current_epoch and limit(100_000))
         )
-        with pytest.raises(UserError, match=r"Could not write to .*free some space.*--resume") as error:
+        with pytest.raises(UserError, match=r"Could not write to .*free some space and resume the run") as error:
             adapt(options(), run)
         limit(resource.RLIM_INFINITY)
     assert "\n" not in str(error.value)
     assert all(value.isfinite().all() for value in parameters(run).values())
     scripted(wrong)
     result = adapt(None, run, resume=True)
-    assert result["best_epoch"] == (2 if wrong == 2 else 1)
-    assert [row["epoch"] for row in result["series"]] == [0, 1, 2]
+    assert result.best_epoch == (2 if wrong == 2 else 1)
+    assert [epoch.epoch for epoch in result.series] == [0, 1, 2]
 
 
 def test_a_network_trains_in_training_mode(options, tmp_path, monkeypatch):
@@ -228,7 +229,7 @@ def test_a_network_trains_in_training_mode(options, tmp_path, monkeypatch):
     for method in ("ssvd", "full"):
         for masked in (False, True):
             chosen = options(method=method, spec_augment=masked, epochs=1)
-            losses[method, masked] = adapt(chosen, tmp_path / f"{method}-{masked}")["series"][1]["loss"]
+            losses[method, masked] = adapt(chosen, tmp_path / f"{method}-{masked}").series[1].loss
         assert losses[method, False] != losses[method, True]
     assert len(modes) == 8 and all(all(mode.values()) for mode in modes)
 
@@ -252,7 +253,7 @@ def test_a_checkpoint_that_could_not_be_written_leaves_the_former(options, tmp_p
     with pytest.raises((UserError, KeyboardInterrupt)):
         adapt(options(), run)
     monkeypatch.undo()
-    assert [row["epoch"] for row in adapt(None, run, resume=True)["series"]] == [0, 1, 2]
+    assert [epoch.epoch for epoch in adapt(None, run, resume=True).series] == [0, 1, 2]
 
 
 def test_the_largest_layers_are_sampled():
@@ -266,7 +267,7 @@ def test_merged_model_needs_transformers_alone_and_computes_the_same(finished, e
     _, run, _ = finished
     merged = tmp_path / "merged"
     assert CliRunner().invoke(app, ["merge", str(embedded), str(run), str(merged)]).exit_code == 0
-    speech, _ = load_adapted(str(embedded), run)
+    speech = load_adapted(str(embedded), run)
     features = torch.randn(2, 80, 400, generator=torch.Generator().manual_seed(0))
     inputs = torch.tensor([[1, 5, 9], [1, 7, 8]])
     with torch.no_grad():

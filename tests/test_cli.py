@@ -48,7 +48,7 @@ BAD_ROWS = {
 def test_bad_row_is_told_and_names_the_option_that_leaves_it_out(refused, table, embedded, tmp_path, row):
     sentence = refused("adapt", embedded, "--train", table(row), "--dev", table(row), "--out", tmp_path / "run")
 
-    assert re.search(BAD_ROWS[row], sentence) and "--skip-bad" in sentence
+    assert re.search(BAD_ROWS[row], sentence) and re.search("skip.bad", sentence)
     assert not (tmp_path / "run").exists(), "the corrected command can be given again as it is"
 
 
@@ -77,7 +77,7 @@ def test_label_longer_than_the_decoder_is_told(refused, table, embedded, tmp_pat
     ("options", "told"),
     [
         (["--method", "magic"], "There is no method 'magic'; choose one of ssvd, ssvd strict, "),
-        (["--method", "frozen"], "The method frozen trains nothing: score the untouched model with `ssvd evaluate`."),
+        (["--method", "frozen"], "The method 'frozen' trains nothing: evaluate the model instead."),
         (["--budget", "p=1.5"], "The portion 1.5 must lie above 0 and be at most 1."),
         (["--budget", "much"], "The budget 'much' cannot be read: write p=0.4 "),
         (["--method", "lora", "--budget", "rank=5000"], "rank=5000 is not possible for 'lora': it must lie between 1"),
@@ -88,12 +88,12 @@ def test_label_longer_than_the_decoder_is_told(refused, table, embedded, tmp_pat
         (["--also-train", "nothing"], "no module 'nothing' to train"),
         (["--augment", "echo=1:2"], "There is no augmentation 'echo=1:2'; write one as in speed=0.9:1.1, "),
         (["--augment", "noise=/nowhere:5:20"], "/nowhere does not exist."),
-        (["--batch-seconds", "0"], "--batch-seconds: Input should be greater than 0, but it is 0.0."),
-        (["--prefetch", "0"], "--prefetch: Input should be greater than or equal to 1, but it is 0."),
-        (["--epochs", "0"], "--epochs: Input should be greater than or equal to 1, but it is 0."),
-        (["--learning-rate", "-1"], "--learning-rate: Input should be greater than 0, but it is -1.0."),
-        (["--token-stride", "0"], "--token-stride: Input should be greater than or equal to 1, but it is 0."),
-        (["--device", "tpu"], "--device: Input should be 'auto', 'cpu', 'cuda' or 'mps', but it is 'tpu'."),
+        (["--batch-seconds", "0"], "batch_seconds must be above 0, but is 0.0."),
+        (["--prefetch", "0"], "prefetch must be at least 1, but is 0."),
+        (["--epochs", "0"], "epochs must be at least 1, but is 0."),
+        (["--learning-rate", "-1"], "learning_rate must be above 0, but is -1.0."),
+        (["--token-stride", "0"], "token_stride must be at least 1, but is 0."),
+        (["--device", "tpu"], "device must be auto, cpu, cuda or mps, but is 'tpu'."),
         (["--where", "height<3"], "'height<3' names an unknown field; there are age, "),
         (["--where", "age<3"], "No utterance is left after the condition 'age<3'; age goes from 6 to 9."),
         (["--window", "60"], "A window of 60 s is not possible"),

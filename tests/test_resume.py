@@ -10,15 +10,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ssvd.adapt import Adaptation, adapt
+from ssvd.adapt import adapt
 from ssvd.errors import UserError
 from ssvd.recognisers.whisper import Whisper
+from ssvd.training.module import Adaptation
 
 # Stops its own process in the second batch of the second of three epochs, when the state of the first is written.
 STOPS_ITSELF = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
-from ssvd.adapt import Adaptation, AdaptOptions
+from ssvd.training.module import Adaptation
 from ssvd_cli.main import main as run
 
 step = Adaptation.training_step
@@ -46,9 +47,9 @@ def uninterrupted(eventful, tmp_path_factory):
 def same(run, result, uninterrupted):
     """Bit for bit, but for the seconds that it took."""
     other_run, other = uninterrupted
-    for row, expected in zip(result["series"], other["series"], strict=True):
-        assert row | {"seconds": 0} == expected | {"seconds": 0}
-    assert result["best_epoch"] == other["best_epoch"]
+    for row, expected in zip(result.series, other.series, strict=True):
+        assert row.as_dict() | {"seconds": 0} == expected.as_dict() | {"seconds": 0}
+    assert result.best_epoch == other.best_epoch
     kept, expected = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (run, other_run))
     assert kept.keys() == expected.keys()
     assert all(torch.equal(kept[name], expected[name]) for name in kept)
@@ -81,7 +82,10 @@ def test_run_stopped_by_a_signal_continues_to_the_same_result(eventful, uninterr
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 2, process.stderr
-        assert process.stderr.splitlines()[-1] == f"Error: Interrupted; continue with: ssvd adapt --resume --out {run}"
+        assert (
+            process.stderr.splitlines()[-1]
+            == f"Error: Interrupted; resume the run in {run} to continue: ssvd adapt --resume --out {run}"
+        )
         assert "Traceback" not in process.stderr
     assert not (run / "result.json").exists()
     same(run, adapt(None, run, resume=True), uninterrupted)
@@ -105,7 +109,7 @@ def test_run_stopped_while_it_decodes_before_training_continues(
     run = tmp_path / "run"
     with monkeypatch.context() as context:
         context.setattr(Adaptation, "validation_step", interrupt)
-        with pytest.raises(UserError, match="Interrupted; continue with"):
+        with pytest.raises(UserError, match="Interrupted; resume the run in"):
             adapt(eventful, run)
     same(run, adapt(None, run, resume=True), uninterrupted)
 
@@ -119,7 +123,7 @@ def test_run_stopped_while_it_replaces_the_best_adapter_continues(
 
         def keep_best(self, references):
             keep(self, references)
-            if self.series[-1]["epoch"] == 0:  # as a kill between the two renamings leaves it
+            if self.series[-1].epoch == 0:  # as a kill between the two renamings leaves it
                 (run / "adapter").rename(run / "adapter.old")
                 raise KeyboardInterrupt
 
@@ -178,9 +182,9 @@ def test_other_options_are_refused_by_name(uninterrupted, eventful, option, valu
         ("- epochs", "does not hold options"),
         ("", "does not hold options"),
         (b"\xff\xfe\x00", "is not YAML"),
-        (yaml.safe_dump({"model": "x", "train": ["y"], "epochs": 0}), "--epochs: Input should be greater"),
-        (yaml.safe_dump({"model": "x", "train": ["y"], "colour": "red"}), "--colour: Extra inputs"),
-        (yaml.safe_dump({"train": ["y"]}), "--model: Field required"),
+        (yaml.safe_dump({"model": "x", "train": ["y"], "epochs": 0}), "epochs must be at least 1, but is 0"),
+        (yaml.safe_dump({"model": "x", "train": ["y"], "colour": "red"}), "there is no option 'colour'"),
+        (yaml.safe_dump({"train": ["y"]}), "model is missing"),
     ],
 )
 def test_damaged_options_are_told_by_file(tmp_path, content, told):

@@ -17,7 +17,7 @@ from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.readers.manifests import write_cuts
 from ssvd.corpora.shar_writing import write_shar
 from ssvd.errors import UserError
-from ssvd.training.batches import ByCount, InGroups, RoundBatches
+from ssvd.training.batches import ByCount, EpochBatches, InGroups
 from ssvd.training.sequential import ShardedBatches, shard_groups
 
 
@@ -60,7 +60,7 @@ def test_batches_from_whole_shards_equal_those_from_single_utterances(shar):
     groups = shard_groups(chosen, together=sizes[0] + sizes[1])
     assert groups == [list(range(6)), [6, 7]]
     a_pass = InGroups([ByCount(len(group), 2) for group in groups], groups)
-    numbers = RoundBatches(a_pass, 2 * len(a_pass), seed=0, number=0)
+    numbers = EpochBatches(a_pass, 2 * len(a_pass), seed=0, number=0)
     batches = ShardedBatches(chosen, groups, numbers)
     assert len(batches) == 8
     for batch, row in zip(batches, numbers, strict=True):
@@ -86,7 +86,7 @@ def test_each_shard_is_read_once_in_a_pass_and_no_more_than_one_group_ahead(shar
     assert len(groups) == 3
     a_pass = InGroups([ByCount(len(group), 1) for group in groups], groups)
     seen = 0
-    for batch in ShardedBatches(chosen, groups, RoundBatches(a_pass, len(a_pass), 0, 0)):
+    for batch in ShardedBatches(chosen, groups, EpochBatches(a_pass, len(a_pass), 0, 0)):
         seen += len(batch)
         assert len(read) <= -(-seen // 3) + 2
     assert sorted(read) == [path.name for path in sorted(shar.glob("recording.*.tar"))]
@@ -100,7 +100,7 @@ def test_pass_in_groups_sees_each_utterance_once_and_one_group_changes_nothing()
     assert len({tuple(order) for order in orders}) > 5 and {order[0] for order in orders} > {6}
     whole = ByCount(50, 4)
     alone = InGroups([whole], [range(50)])
-    assert list(RoundBatches(alone, 30, 3, 0)) == list(RoundBatches(whole, 30, 3, 0))
+    assert list(EpochBatches(alone, 30, 3, 0)) == list(EpochBatches(whole, 30, 3, 0))
 
 
 def test_run_on_shards_is_a_run_on_their_utterances(shar, cuts, options, tmp_path):

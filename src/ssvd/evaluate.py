@@ -1,8 +1,8 @@
 """Decode corpora with a base model and with adapted ones, score the texts, and break the scores down."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.scoring import Comparison, Score, compare, score, score_by, usual_normaliser
 from ssvd.scoring import normaliser as find_normaliser
 from ssvd.training.batches import by_length
-from ssvd.training.run_folder import check_run, load_adapted, read_config
+from ssvd.training.progress import SILENT, Progress
+from ssvd.training.run_folder import check_run, load_adapted, stated_options
 
 BASE = "base"
 
@@ -30,14 +31,14 @@ class Evaluation:
     """The scores of one system on one corpus.
 
     Attributes:
-        corpus: Its name: the last parts of its path.
-        system: "base", or the run folder of an adapter.
-        normaliser: Of both texts before scoring.
-        score: Over all utterances.
-        without_fallback: The same of what the first search found; None where decoding had no fallback.
-        groups: field -> value -> score.
-        comparison: With the base model on the same utterances; None for the base model itself.
-        seconds: Of decoding.
+        corpus: Name of the corpus: the last parts of its path.
+        system: "base", or the run folder or adapter.
+        normaliser: Text normaliser of references and hypotheses.
+        score: Score over all utterances.
+        without_fallback: Score of the texts that the first search found; None where decoding had no fallback.
+        groups: Scores by field and value.
+        comparison: Comparison with the base model on the same utterances; None for the base model itself.
+        seconds: Seconds of decoding.
     """
 
     corpus: str
@@ -50,7 +51,7 @@ class Evaluation:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Its fields, ready for JSON."""
+        """Return its fields, ready for JSON."""
         return {
             "corpus": self.corpus,
             "system": self.system,
@@ -58,18 +59,53 @@ class Evaluation:
             **self.score.as_dict(),
             "without_fallback": None if self.without_fallback is None else self.without_fallback.as_dict(),
             "groups": {
-                name: {value: part.as_dict() for value, part in parts.items()} for name, parts in self.groups.items()
+                name: {value: group.as_dict() for value, group in groups.items()}
+                for name, groups in self.groups.items()
             },
             "compared_with_base": None if self.comparison is None else self.comparison.as_dict(),
             "seconds": round(self.seconds, 2),
         }
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """The texts of a system on a corpus, the seconds that they took, the model's language, and how it decoded."""
+
+    transcripts: list[Transcript]
+    seconds: float
+    language: str | None
+    settings: dict[str, Any]
+
+    @property
+    def texts(self) -> list[str]:
+        return [transcript.text for transcript in self.transcripts]
+
+    @property
+    def first_texts(self) -> list[str]:
+        return [transcript.first for transcript in self.transcripts]
+
+
+@dataclass(frozen=True)
+class _TestSet:
+    """A corpus to decode, its utterances ordered from the longest, and what each system made of it."""
+
+    name: str
+    cuts: list[Any]
+    decoded: dict[str, _Decoded] = field(default_factory=dict)
+
+    def rows(self, system: str) -> Iterator[dict[str, Any]]:
+        """Yield the reference and the hypothesis of each utterance."""
+        for cut, transcript in zip(self.cuts, self.decoded[system].transcripts, strict=True):
+            row = {"id": cut.id, "speaker": field_value(cut, "speaker")}
+            row |= {"reference": field_value(cut, "text"), "hypothesis": transcript.text}
+            yield row if transcript.first == transcript.text else row | {"without_fallback": transcript.first}
+
+
 def evaluate(
     model: str,
     corpora: Sequence[str],
     *,
-    adapters: Sequence[Path] = (),
+    adapters: Sequence[str | Path] = (),
     where: Sequence[str] = (),
     by: Sequence[str] = (),
     normaliser: str | None = None,
@@ -80,139 +116,159 @@ def evaluate(
     skip_bad: bool = False,
     device: str = "auto",
     out: Path | None = None,
-    on_progress: Any = None,
-    on_note: Callable[[str], None] = lambda note: None,
+    progress: Progress = SILENT,
 ) -> tuple[list[Evaluation], list[Skipped]]:
-    """Decode each corpus with the base model and with each adapter on it.
+    """Decode each corpus with the base model and with each adapter on it, and score the texts.
 
     Args:
         model: The base checkpoint.
         corpora: Paths that `read_corpus` takes.
-        adapters: Run folders; the window and language of the first are the default for all, so that systems differ in
-            nothing but the adapter.
+        adapters: Run folders or PEFT adapters, all with the first one's window and language unless these are given.
         where: Conditions on fields; see `ssvd.corpora.selection.select`.
-        by: Fields to break down by; see `ssvd.scoring.score_by`.
-        normaliser: Default for each corpus: the usual one of the language that its utterances or the model state.
+        by: Fields to break scores down by; see `ssvd.scoring.score_by`.
+        normaliser: Text normaliser; by default, the usual one of each corpus's language, or else the model's.
+        window, language: See `ssvd.recognisers.loading.load_model`.
         decoding: How texts are searched for.
+        batch_size: Number of utterances decoded at once.
+        skip_bad: Whether to leave out unusable utterances.
+        device: Device to compute on.
         out: Folder for `result.json` and `hypotheses/SYSTEM-CORPUS.jsonl`.
-        on_progress: Called with (system, corpus, utterances done, of how many).
-        on_note: Called with what reading a corpus took for granted, a sentence.
+        progress: What the evaluation reports to.
 
     Returns:
         The evaluations, corpus by corpus, the base model first; and the utterances left out (with `skip_bad`).
 
     Raises:
-        UserError: A corpus, a run folder, a condition or an option is bad.
+        UserError: A corpus, an adapter, a condition or an option is bad.
     """
-    names = short_names(corpora, "corpora")
-    skipped: list[Skipped] = []
-    chosen: dict[str, list[Any]] = {}
     if normaliser is not None:
-        find_normaliser(normaliser)  # a bad name is refused before any work
-    for name, path in zip(names, corpora, strict=True):
-        corpus = read_corpus(path, skip_bad=skip_bad)
-        skipped += corpus.skipped
-        for note in corpus.notes:
-            on_note(note)
-        cuts = select(corpus.cuts, where)
-        check_fields(cuts, by, path)
-        chosen[name] = by_length(cuts)
-    first = read_config(adapters[0]) if adapters else {}
-    window, language = window or first.get("window"), language or first.get("language")
-    texts: dict[tuple[str, str], list[Transcript]] = {}
-    seconds: dict[tuple[str, str], float] = {}
-    systems = [BASE, *(str(run) for run in adapters)]
-    labels = dict(zip(systems, [BASE, *short_names(adapters, "adapters")], strict=True))
-    if BASE in [*labels.values()][1:]:
-        raise UserError(f"A run folder must not be called {BASE!r}: the untouched model is; rename it.")
-    for system in systems:
-        if system == BASE:
-            speech = load_model(model, window=window, language=language)
-            window = speech.window
-            how = decoding.as_dict(has_fallback=speech.has_fallback)
-            normalisers = {
-                name: normaliser or usual_normaliser(common_language(cuts) or speech.language)
-                for name, cuts in chosen.items()
-            }
-            for run in adapters:
-                check_run(run, speech.module, model)
-        else:
-            speech, _ = load_adapted(model, Path(system), window=window, language=language)
+        find_normaliser(normaliser)  # refuses an unknown one before any work
+    test_sets, skipped = _read_test_sets(corpora, where, by, skip_bad, progress)
+    labels = _labels(adapters)
+    for system, speech in _systems(model, adapters, window, language):
         speech.module.to(pick_device(device))
-        for name, cuts in chosen.items():
-            started = time.monotonic()
-            texts[system, name] = []
-            for text in decode(speech, cuts, decoding, batch_size=batch_size):
-                texts[system, name].append(text)
-                if on_progress is not None:
-                    on_progress(system, name, len(texts[system, name]), len(cuts))
-            seconds[system, name] = time.monotonic() - started
+        for test_set in test_sets:
+            test_set.decoded[system] = _decoded(speech, test_set, system, decoding, batch_size, progress)
             if out is not None:
-                rows = [
-                    {"id": cut.id, "speaker": field_value(cut, "speaker")}
-                    | {"reference": field_value(cut, "text"), "hypothesis": text.text}
-                    | ({} if text.first == text.text else {"without_fallback": text.first})
-                    for cut, text in zip(cuts, texts[system, name], strict=True)
-                ]
-                write_json_lines(out / "hypotheses" / f"{labels[system]}-{name}.jsonl", rows)
-    evaluations = []
-    for name, cuts in chosen.items():
-        normaliser = normalisers[name]
-        references = [field_value(cut, "text") for cut in cuts]
-        speakers = [field_value(cut, "speaker") for cut in cuts]
-        base = [transcript.text for transcript in texts[BASE, name]]
-        for system in systems:
-            hypotheses = [transcript.text for transcript in texts[system, name]]
-            before = [transcript.first for transcript in texts[system, name]]
-            records = _records(cuts, hypotheses, by)
-            evaluations.append(
-                Evaluation(
-                    corpus=name,
-                    system=system,
-                    normaliser=normaliser,
-                    score=score(references, hypotheses, speakers=speakers, normaliser=normaliser),
-                    without_fallback=score(references, before, speakers=speakers, normaliser=normaliser)
-                    if how["fallback"]
-                    else None,
-                    groups={field: score_by(records, field, normaliser=normaliser) for field in by},
-                    comparison=None
-                    if system == BASE
-                    else compare(references, base, hypotheses, speakers=speakers, normaliser=normaliser),
-                    seconds=seconds[system, name],
-                )
-            )
+                hypotheses = out / "hypotheses" / f"{labels[system]}-{test_set.name}.jsonl"
+                write_json_lines(hypotheses, test_set.rows(system))
+    evaluations = [_scored(test_set, system, by, normaliser) for test_set in test_sets for system in labels]
     if out is not None:
         rows = [evaluation.as_dict() for evaluation in evaluations]
-        write_json(out / "result.json", {"model": model, "decoding": how, "results": rows})
+        write_json(
+            out / "result.json", {"model": model, "decoding": test_sets[0].decoded[BASE].settings, "results": rows}
+        )
     return evaluations, skipped
 
 
+def _read_test_sets(
+    corpora: Sequence[str], where: Sequence[str], by: Sequence[str], skip_bad: bool, progress: Progress
+) -> tuple[list[_TestSet], list[Skipped]]:
+    """Read the corpora, choose their utterances, and check that scores can be broken down by the fields."""
+    if not corpora:
+        raise UserError("There is no corpus to evaluate on; name at least one.")
+    test_sets: list[_TestSet] = []
+    skipped: list[Skipped] = []
+    for name, path in zip(short_names(corpora, "corpora"), corpora, strict=True):
+        corpus = read_corpus(path, skip_bad=skip_bad)
+        skipped += corpus.skipped
+        for note in corpus.notes:
+            progress.say(note)
+        cuts = select(corpus.cuts, where)
+        check_fields(cuts, by, path)
+        test_sets.append(_TestSet(name, by_length(cuts)))
+    return test_sets, skipped
+
+
+def _labels(adapters: Sequence[str | Path]) -> dict[str, str]:
+    """Return a short name for each system, the base model first, fit for a file."""
+    names = short_names(adapters, "adapters")
+    if BASE in names:
+        raise UserError(f"An adapter must not be called {BASE!r}, which stands for the untouched model; rename it.")
+    return dict(zip([BASE, *map(str, adapters)], [BASE, *names], strict=True))
+
+
+def _systems(
+    model: str, adapters: Sequence[str | Path], window: float | None, language: str | None
+) -> Iterator[tuple[str, Recogniser]]:
+    """Load the base model and each adapter on it, one at a time, once all adapters are checked."""
+    first = stated_options(adapters[0]) if adapters else {}
+    window, language = window or first.get("window"), language or first.get("language")
+    speech = load_model(model, window=window, language=language)
+    for adapter in adapters:
+        check_run(adapter, speech.module, model)
+    window = speech.window  # so that the systems differ in nothing but the adapter
+    yield BASE, speech
+    del speech
+    for adapter in adapters:
+        yield str(adapter), load_adapted(model, adapter, window=window, language=language)
+
+
+def _decoded(
+    speech: Recogniser, test_set: _TestSet, system: str, decoding: Decoding, batch_size: int, progress: Progress
+) -> _Decoded:
+    """Decode a corpus with a system."""
+    started = time.monotonic()
+    transcripts: list[Transcript] = []
+    for transcript in decode(speech, test_set.cuts, decoding, batch_size=batch_size):
+        transcripts.append(transcript)
+        progress.advance(f"{system} on {test_set.name}", len(transcripts), len(test_set.cuts))
+    settings = decoding.as_dict(has_fallback=speech.has_fallback)
+    return _Decoded(transcripts, time.monotonic() - started, speech.language, settings)
+
+
+def _scored(test_set: _TestSet, system: str, by: Sequence[str], normaliser: str | None) -> Evaluation:
+    """Score a system on a corpus, and compare it with the base model."""
+    cuts, decoded, base = test_set.cuts, test_set.decoded[system], test_set.decoded[BASE]
+    references = [field_value(cut, "text") for cut in cuts]
+    speakers = [field_value(cut, "speaker") for cut in cuts]
+    if normaliser is None:
+        normaliser = usual_normaliser(common_language(CutSet.from_cuts(cuts)) or base.language)
+    without_fallback = comparison = None
+    if base.settings["fallback"]:
+        without_fallback = score(references, decoded.first_texts, speakers=speakers, normaliser=normaliser)
+    if system != BASE:
+        comparison = compare(references, base.texts, decoded.texts, speakers=speakers, normaliser=normaliser)
+    records = _records(cuts, decoded.texts, by)
+    return Evaluation(
+        corpus=test_set.name,
+        system=system,
+        normaliser=normaliser,
+        score=score(references, decoded.texts, speakers=speakers, normaliser=normaliser),
+        without_fallback=without_fallback,
+        groups={grouping: score_by(records, grouping, normaliser=normaliser) for grouping in by},
+        comparison=comparison,
+        seconds=decoded.seconds,
+    )
+
+
 def check_fields(cuts: CutSet, by: Sequence[str], name: str | Path) -> None:
-    """Check, before any decoding, that scores of a corpus can be broken down by these fields.
+    """Check, before any decoding, that the scores of a corpus can be broken down by these fields.
 
     Raises:
         UserError: No utterance has one of them, or its bands cannot be read.
     """
-    for field in by:
-        field_name = field.partition(":")[0]
+    for grouping in by:
+        field_name = grouping.partition(":")[0]
         if field_name not in field_names(cuts):
             known = ", ".join(field_names(cuts))
             raise UserError(f"No utterance of {name} has the field {field_name!r}; the fields are: {known}.")
-        score_by(_records(cuts, [""] * len(cuts), by), field, resamples=2)
+        score_by(_records(list(cuts), [""] * len(cuts), by), grouping, resamples=2)
 
 
 def decode(
     speech: Recogniser, cuts: Sequence[Any], decoding: Decoding = DEFAULT_DECODING, *, batch_size: int = 16
 ) -> Iterator[Transcript]:
-    """The text of each utterance, in their order."""
+    """Yield the transcript of each utterance, in their order."""
     for start in range(0, len(cuts), batch_size):
         yield from speech.decode(speech.collate(cuts[start : start + batch_size], text=False), decoding)
 
 
-def _records(cuts: Sequence[Any], texts: Sequence[str], by: Sequence[str]) -> list[dict[str, Any]]:
-    fields = [field.partition(":")[0] for field in by]
+def _records(cuts: Sequence[Any], texts: Sequence[str], by: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return a record of each utterance with the fields that scores are broken down by."""
+    names = [grouping.partition(":")[0] for grouping in by]
     return [
         {"reference": field_value(cut, "text"), "hypothesis": text, "speaker": field_value(cut, "speaker")}
-        | {field: field_value(cut, field) for field in fields}
+        | {name: field_value(cut, name) for name in names}
         for cut, text in zip(cuts, texts, strict=True)
     ]

@@ -1,7 +1,8 @@
-"""The text of audio files, with or without an adapter."""
+"""Transcribe audio files, with or without an adapter."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ssvd.corpora.audio import load_audio, read_recording
 from ssvd.errors import UserError
@@ -11,36 +12,55 @@ from ssvd.recognisers.loading import load_model
 from ssvd.training.run_folder import load_adapted
 
 
+class Transcription(NamedTuple):
+    """The text of a file.
+
+    Attributes:
+        path: The file.
+        text: Its text; "" where it cannot be read.
+        error: Why it cannot be read, or None.
+    """
+
+    path: Path
+    text: str
+    error: str | None
+
+
 def transcribe_files(
     model: str,
     files: Sequence[Path],
-    adapter: Path | None = None,
+    adapter: str | Path | None = None,
     *,
     window: float | None = None,
     language: str | None = None,
     decoding: Decoding = DEFAULT_DECODING,
     batch_size: int = 8,
     device: str = "auto",
-) -> Iterator[tuple[Path, str, str | None]]:
-    """(file, text, None) for each file in turn, or (file, "", why it cannot be read).
+) -> Iterator[Transcription]:
+    """Yield the text of each file in turn, or why it cannot be read.
 
     Args:
         model: The base checkpoint.
-        adapter: A run folder.
-        window, language, decoding, batch_size: See `Recogniser.transcribe_audio`.
+        files: Audio files of any format, sampling rate and length.
+        adapter: A run folder, or a PEFT adapter: a folder or a name on the hub.
+        window: Length of the model's input in seconds.
+        language: Language of the speech, as a name or a code.
+        decoding: How texts are searched for.
+        batch_size: Number of pieces of a long recording that are decoded at once.
+        device: Device to compute on.
 
     Raises:
-        UserError: The model or the run folder cannot be used.
+        UserError: The model or the adapter cannot be used.
     """
     if adapter is None:
         speech = load_model(model, window=window, language=language)
     else:
-        speech, _ = load_adapted(model, adapter, window=window, language=language)
+        speech = load_adapted(model, adapter, window=window, language=language)
     speech.module.to(pick_device(device))
     for path in files:
         try:
             samples = load_audio(read_recording(path, path.stem).to_cut(), speech.sampling_rate)
         except (UserError, ValueError) as error:
-            yield path, "", str(error)
+            yield Transcription(path, "", str(error))
             continue
-        yield path, speech.transcribe_audio(samples, decoding, batch_size=batch_size), None
+        yield Transcription(path, speech.transcribe_audio(samples, decoding, batch_size=batch_size), None)

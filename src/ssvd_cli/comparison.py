@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ssvd_cli.options import Device
-from ssvd_cli.terminal import console
+from ssvd_cli.terminal import Bars, console, quiet_lightning
 
 
 def demo(
@@ -16,7 +16,9 @@ def demo(
     """Adapt the embedded recogniser to synthetic child-like speech, by SSVD and by LoRA, and show what it gained."""
     from ssvd.demo.demonstration import run_demo
 
-    run_demo(out, seed, console)
+    quiet_lightning()
+    with Bars(console) as progress:
+        run_demo(out, seed, console, progress)
 
 
 def benchmark(
@@ -38,6 +40,7 @@ def benchmark(
     from ssvd.benchmark.grid import read_grid
     from ssvd.benchmark.scheduler import run_benchmark
 
+    quiet_lightning()
     read = read_grid(grid, small=small)
     execute = None
     if ray is not None:

@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ssvd.errors import UserError
+from ssvd.errors import StoppedError, UserError
 from ssvd_cli.options import (
     BatchSize,
     Beams,
@@ -23,7 +23,7 @@ from ssvd_cli.options import (
     Where,
     Window,
 )
-from ssvd_cli.terminal import console, errors, in_bytes, list_notes, list_skipped
+from ssvd_cli.terminal import Bars, console, errors, in_bytes, list_skipped, quiet_lightning
 
 
 def plan(
@@ -120,8 +120,8 @@ def adapt(
         raise UserError("Name the model to adapt: ssvd adapt MODEL --train CORPUS --out RUN.")
     if not train and not resume:
         raise UserError("Name the corpus to train on with --train.")
-    from ssvd.adapt import AdaptOptions
     from ssvd.adapt import adapt as fine_tune
+    from ssvd.training.options import checked_options
     from ssvd.training.run_folder import read_config
 
     given = {
@@ -129,15 +129,20 @@ def adapt(
         for name, value in context.params.items()
         if name not in ("out", "resume") and getattr(context.get_parameter_source(name), "name", None) != "DEFAULT"
     }
-    options = AdaptOptions.checked((read_config(out) if resume else {}) | given)
-    result = fine_tune(options, out, resume=resume, console=errors)
+    options = checked_options((read_config(out) if resume else {}) | given)
+    quiet_lightning()
+    with Bars(errors) as progress:
+        try:
+            result = fine_tune(options, out, resume=resume, progress=progress)
+        except StoppedError as error:
+            raise UserError(f"{error}: ssvd adapt --resume --out {out}") from error
     table = Table(show_header=False)
-    table.add_row("method", str(result["method"]))
-    table.add_row("trained parameters", f"{result['trainable_parameters']:,} ({result['trainable_share']:.2%})")
-    table.add_row("dev WER before", f"{result['zero_shot_dev_wer']:.1%}")
-    table.add_row("dev WER after", f"{result['best_dev_wer']:.1%} (epoch {result['best_epoch']}, chosen on dev)")
-    table.add_row("training", f"{result['training_seconds']:.0f} s")
-    table.add_row("adapter", f"{result['adapter_bytes'] / 1e6:.2f} MB in {out}")
+    table.add_row("method", result.method)
+    table.add_row("trained parameters", f"{result.trainable_parameters:,} ({result.trainable_share:.2%})")
+    table.add_row("dev WER before", f"{result.zero_shot_dev_wer:.1%}")
+    table.add_row("dev WER after", f"{result.best_dev_wer:.1%} (epoch {result.best_epoch}, chosen on dev)")
+    table.add_row("training", f"{result.training_seconds:.0f} s")
+    table.add_row("adapter", f"{result.adapter_bytes / 1e6:.2f} MB in {out}")
     console.print(table)
 
 
@@ -162,7 +167,7 @@ def evaluate(
     """Word and character error rates of a model and of adapters on it, with 95 % bootstrap intervals."""
     from ssvd.evaluate import evaluate as decode_and_score
 
-    with errors.status("Reading") as status:
+    with Bars(errors) as progress:
         evaluations, skipped = decode_and_score(
             model,
             corpora,
@@ -177,8 +182,7 @@ def evaluate(
             skip_bad=skip_bad,
             device=device,
             out=out,
-            on_progress=lambda system, corpus, done, of: status.update(f"{system} on {corpus}: {done} of {of}"),
-            on_note=lambda note: list_notes([note]),
+            progress=progress,
         )
     if as_json:
         print(json.dumps([evaluation.as_dict() for evaluation in evaluations], indent=2, ensure_ascii=False))
@@ -226,17 +230,9 @@ def merge(
     out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
 ) -> None:
     """Write the adapted model as a plain checkpoint of Transformers or ESPnet that needs nothing of this package."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; give a new folder.")
-    from peft import PeftModel
+    from ssvd.merge import merge as write_merged
 
-    from ssvd.training.run_folder import load_adapted
-
-    # At the model's own window: the adapter changes weights, not the length of the input.
-    speech, _ = load_adapted(model, run, window=None, language=None)
-    if isinstance(speech.module, PeftModel):
-        speech.module = speech.module.merge_and_unload(safe_merge=True)
-    speech.save(out)
+    write_merged(model, run, out)
     console.print(f"{out} holds the merged model; load it with transformers' from_pretrained.")
 
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ssvd.adapt import AdaptOptions
 from ssvd.demo import EMBEDDED
 from ssvd.errors import UserError
 from ssvd.methods.table import Budget, find_method
+from ssvd.training.options import checked_options
 
 # Of AdaptOptions, what the cells set themselves.
 _OF_CELLS = ("model", "train", "dev", "where", "method", "budget", "learning_rate", "seed", "skip_bad", "device")
@@ -120,7 +120,7 @@ class Grid(_Part):
         for name in self.training:
             if name in _OF_CELLS:
                 raise ValueError(f"training: {name} is set by the grid")
-        AdaptOptions.checked({"model": "", "train": [""], **self.training}, "training: ")
+        checked_options({"model": "", "train": [""], **self.training}, "training: ")
         return self
 
     def compared(self) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ssvd.adapt import AdaptOptions, adapt, changed_options
+from ssvd.adapt import AdaptOptions, adapt
 from ssvd.benchmark.grid import CorpusParts, Grid, Group
 from ssvd.benchmark.records import (
     Cell,
@@ -40,6 +40,8 @@ from ssvd.recognisers.decoding import Decoding, Fallback, Transcript
 from ssvd.recognisers.loading import load_model, load_outline
 from ssvd.scoring import score, score_by, usual_normaliser
 from ssvd.training.batches import by_length
+from ssvd.training.options import changed_options, checked_options
+from ssvd.training.progress import Log
 from ssvd.training.run_folder import load_adapted, read_config
 
 TEST = "test"
@@ -211,7 +213,7 @@ def cell_of(task: Task) -> Cell:
 
 def _trained(grid: Grid, out: Path, task: Task, device: str, started: datetime) -> Trial:
     group, run = task.group, run_folder(out, task)
-    options = AdaptOptions.checked(
+    options = checked_options(
         grid.training
         | {
             "model": grid.checkpoint(group.model),
@@ -230,8 +232,7 @@ def _trained(grid: Grid, out: Path, task: Task, device: str, started: datetime) 
     log = out / "logs" / f"{task.id}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        console = Console(file=file, width=120)
-        found = adapt(options, run, resume=run.exists(), console=console)
+        result = adapt(options, run, resume=run.exists(), progress=Log(file))
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     _, total = _outline(grid.checkpoint(group.model))
     return Trial(
@@ -245,9 +246,8 @@ def _trained(grid: Grid, out: Path, task: Task, device: str, started: datetime) 
         setting=setting_of(grid, group) or None,
         model_parameters=total,
         learning_rate=task.learning_rate,
-        **{
-            name: found[name]
-            for name in (
+        **result.model_dump(
+            include={
                 "trainable_parameters",
                 "series",
                 "best_epoch",
@@ -255,16 +255,16 @@ def _trained(grid: Grid, out: Path, task: Task, device: str, started: datetime) 
                 "training_seconds",
                 "peak_memory_bytes",
                 "adapter_bytes",
-            )
-        },
-        orthogonality_error=found.get("orthogonality_error"),
+                "orthogonality_error",
+            }
+        ),
     )
 
 
 def _can_continue(run: Path, options: AdaptOptions) -> bool:
     """Not where it was killed before anything was computed, or the checkpoint or the results were moved since."""
     try:
-        return not changed_options(options, AdaptOptions.checked(read_config(run)))
+        return not changed_options(options, checked_options(read_config(run)))
     except UserError:
         return False
 
@@ -286,7 +286,7 @@ def _tested(grid: Grid, out: Path, task: Task, device: str, started: datetime) -
     else:
         trained = Task(group, task.seed, task.chosen)
         trial = read_record(record_path(out, Trial, trained.id), Trial)
-        speech, _ = load_adapted(checkpoint, run_folder(out, trained), window=window, language=language)
+        speech = load_adapted(checkpoint, run_folder(out, trained), window=window, language=language)
     speech.module.to(where)
     parts = grid.corpora[group.corpus]
     corpora = {part: read_corpus(part_path(out, group.corpus, part)).cuts for part in (TEST, *parts.sources)}

@@ -10,12 +10,13 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
-from ssvd.adapt import AdaptOptions, adapt
+from ssvd.adapt import AdaptOptions, RunResult, adapt
 from ssvd.demo import EMBEDDED
 from ssvd.demo.synthetic import write_corpus
 from ssvd.errors import UserError
 from ssvd.evaluate import BASE, Evaluation, evaluate
 from ssvd.files import write_json
+from ssvd.training.progress import SILENT, Progress
 
 CORPORA = {  # name: kind, utterances, speakers, offset of the seed
     "child-train": ("child", 480, 24, 1),
@@ -28,7 +29,7 @@ METHODS = {"ssvd": "SSVD, p = 40 %", "lora": "LoRA, as many trainables"}
 COLORS = {"ssvd": "#0b6e4f", "lora": "#c8553d"}
 
 
-def run_demo(out: Path, seed: int, console: Console) -> dict[str, Any]:
+def run_demo(out: Path, seed: int, console: Console, progress: Progress = SILENT) -> dict[str, Any]:
     """Make the speech, adapt by each method, score before and after, and write tables, plots and transcripts to `out`.
 
     Raises:
@@ -58,7 +59,7 @@ def run_demo(out: Path, seed: int, console: Console) -> dict[str, Any]:
             workers=1,
             device="cpu",
         )
-        results[method] = adapt(options, run, resume=(run / "config.yaml").is_file(), console=console)
+        results[method] = adapt(options, run, resume=(run / "config.yaml").is_file(), progress=progress)
     console.print("[bold]4. Test[/]: speakers never heard in training")
     tests = [str(tables["child-test"]), str(tables["adult-test"])]
     evaluations, _ = evaluate(str(EMBEDDED), tests, adapters=list(runs.values()), batch_size=50, out=out, device="cpu")
@@ -82,7 +83,7 @@ def run_demo(out: Path, seed: int, console: Console) -> dict[str, Any]:
 
 
 def _summary(
-    evaluations: list[Evaluation], results: dict[str, dict[str, Any]], runs: dict[str, Path]
+    evaluations: list[Evaluation], results: dict[str, RunResult], runs: dict[str, Path]
 ) -> dict[str, dict[str, Any]]:
     """For each system what it gained and what it cost."""
     systems = {BASE: BASE} | {str(run): method for method, run in runs.items()}
@@ -95,7 +96,7 @@ def _summary(
         }
     for method, result in results.items():
         names = ("trainable_parameters", "trainable_share", "training_seconds", "adapter_bytes")
-        summary[method] |= {name: result[name] for name in names}
+        summary[method] |= {name: getattr(result, name) for name in names}
     return summary
 
 
@@ -114,18 +115,18 @@ def _table(summary: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _plot_convergence(path: Path, results: dict[str, dict[str, Any]]) -> None:
+def _plot_convergence(path: Path, results: dict[str, RunResult]) -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for method, result in results.items():
-        epochs = [row["epoch"] for row in result["series"]]
+        epochs = [epoch.epoch for epoch in result.series]
         axes.plot(
             epochs,
-            [100 * row["dev_wer"] for row in result["series"]],
+            [100 * epoch.dev_wer for epoch in result.series],
             "o-",
             color=COLORS[method],
             label=METHODS[method],
         )
-        kept = result["best_epoch"], 100 * result["best_dev_wer"]
+        kept = result.best_epoch, 100 * result.best_dev_wer
         axes.plot(*kept, "o", markersize=13, fillstyle="none", color=COLORS[method])
     axes.set(xlabel="epoch (0: before training; ring: kept)", title="Child-like dev utterances (synthetic)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""Which utterances make a batch, and in which order training sees the batches."""
+"""Which utterances make up a batch, and in which order training sees the batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-BUCKETS = 20  # at most, and each of at least so many batches:
-_FULL_BATCHES = 4
+BUCKETS = 20  # the most that there are,
+_FULL_BATCHES = 4  # each of at least this many batches
 
 
-class Pass(Protocol):
-    """One way through all utterances in batches; `len` is the number of batches, the same in every pass."""
+class Batching(Protocol):
+    """A way to divide all utterances into batches; `len` is the number of batches of a pass, the same in each."""
 
     def __len__(self) -> int: ...
 
     def shuffled(self, generator: torch.Generator) -> Sequence[Tensor]:
-        """The batches of a pass, each the numbers of its utterances, drawn from `generator` alone."""
+        """Return the batches of one pass, each the indices of its utterances, drawn from `generator` alone."""
 
 
 class ByCount:
-    """Batches of `batch_size` utterances; a pass leaves out the last that fill no batch, others each time."""
+    """Batches of `batch_size` utterances; each pass leaves out those, drawn anew, that do not fill a batch."""
 
     def __init__(self, utterances: int, batch_size: int) -> None:
         self._utterances = utterances
@@ -32,20 +32,21 @@ class ByCount:
         return self._utterances // self._batch_size
 
     def shuffled(self, generator: torch.Generator) -> Sequence[Tensor]:
+        """Return the batches of one pass, each the indices of its utterances."""
         return torch.randperm(self._utterances, generator=generator).split(self._batch_size)[: len(self)]
 
 
 class BySeconds:
-    """Batches of utterances of similar length that hold at most `seconds`, the padding to their longest included.
+    """Batches of utterances of similar length that hold at most `seconds`, including padding to the longest.
 
-    Utterances are sorted into buckets of as many seconds each, as by Lhotse's `DynamicBucketingSampler`. Here a bucket
-    has a fixed number of batches, as many as its longest utterance asks for, so that the schedule can count on them and
-    a round can be found without drawing those before it; and a pass over a million utterances is drawn in a second.
-    An utterance longer than `seconds` is a batch of its own. A pass sees every utterance once.
+    Utterances are sorted into buckets that hold equally many seconds, as by Lhotse's `DynamicBucketingSampler`. Here
+    each bucket has a fixed number of batches, set by its longest utterance, so that the schedule can count on them, an
+    epoch's batches can be found without drawing those before, and a pass over a million utterances takes a second to
+    draw. An utterance longer than `seconds` is a batch of its own. Each pass sees every utterance once.
 
     Args:
-        lengths: Of the utterances as the model pads them, in seconds.
-        seconds: Of a batch.
+        lengths: Lengths of the utterances as the model pads them, in seconds.
+        seconds: Largest length of a batch.
     """
 
     def __init__(self, lengths: Sequence[float], seconds: float) -> None:
@@ -55,7 +56,7 @@ class BySeconds:
         number = int(np.clip(total[-1] / (_FULL_BATCHES * seconds), 1, BUCKETS))
         edges = np.searchsorted(total, total[-1] * np.arange(1, number) / number)
         self._buckets = [torch.from_numpy(bucket) for bucket in np.split(order, edges) if len(bucket)]
-        # Utterances that are as long as a batch, and rounded, must not take two.
+        # Rounding must not make two batches of utterances that fill one exactly.
         sizes = [max(1, int(seconds / length[bucket[-1]] + 1e-9)) for bucket in self._buckets]
         self._batches = [-(-len(bucket) // size) for bucket, size in zip(self._buckets, sizes, strict=True)]
 
@@ -63,6 +64,7 @@ class BySeconds:
         return sum(self._batches)
 
     def shuffled(self, generator: torch.Generator) -> Sequence[Tensor]:
+        """Return the batches of one pass, each the indices of its utterances."""
         batches = [
             batch
             for bucket, number in zip(self._buckets, self._batches, strict=True)
@@ -72,41 +74,42 @@ class BySeconds:
 
 
 class InGroups:
-    """A pass through one group of utterances after another, the groups in an order drawn anew.
+    """Batches of one group of utterances after another; the order of the groups is drawn anew in each pass.
 
     Args:
-        passes: Of each group.
-        groups: The numbers of its utterances, for those that its pass counts from 0.
+        batchings: How each group is divided into batches; each counts its utterances from 0.
+        groups: Indices of the utterances of each group.
     """
 
-    def __init__(self, passes: Sequence[Pass], groups: Sequence[Sequence[int]]) -> None:
-        self._passes = passes
+    def __init__(self, batchings: Sequence[Batching], groups: Sequence[Sequence[int]]) -> None:
+        self._batchings = batchings
         self._groups = [torch.tensor(group) for group in groups]
 
     def __len__(self) -> int:
-        return sum(map(len, self._passes))
+        return sum(map(len, self._batchings))
 
     def shuffled(self, generator: torch.Generator) -> Sequence[Tensor]:
-        shuffled = [a_pass.shuffled(generator) for a_pass in self._passes]
+        """Return the batches of one pass, each the indices of its utterances."""
+        shuffled = [batching.shuffled(generator) for batching in self._batchings]
         order = torch.randperm(len(shuffled), generator=generator)
         return [self._groups[number][batch] for number in order for batch in shuffled[number]]
 
 
-class RoundBatches(Sampler[list[int]]):
-    """Batches of one *round* of training out of an endless stream of shuffled passes through the data.
+class EpochBatches(Sampler[list[int]]):
+    """The batches of one epoch, a section of an endless stream of shuffled passes through the data.
 
-    Round r holds the batches r * `batches` to (r + 1) * `batches` of the stream, which depends on `seed` alone: a run
-    that is continued at the start of a round sees what an uninterrupted one sees.
+    Epoch n, counted from 0, holds the batches n * `batches` to (n + 1) * `batches` of the stream, which depends on
+    `seed` alone: a run that is resumed at the start of an epoch sees what an uninterrupted run sees.
 
     Args:
-        a_pass: How utterances make batches.
-        batches: Batches a round.
-        seed: Of the stream.
-        number: Of the round, from 0.
+        batching: How utterances are divided into batches.
+        batches: Number of batches per epoch.
+        seed: Seed of the stream.
+        number: Number of the epoch, from 0.
     """
 
-    def __init__(self, a_pass: Pass, batches: int, seed: int, number: int) -> None:
-        self._pass = a_pass
+    def __init__(self, batching: Batching, batches: int, seed: int, number: int) -> None:
+        self._batching = batching
         self._batches = batches
         self._seed = seed
         self._number = number
@@ -115,21 +118,27 @@ class RoundBatches(Sampler[list[int]]):
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        current, shuffled = -1, self._pass.shuffled(torch.Generator())
+        current, shuffled = -1, self._batching.shuffled(torch.Generator())
         for position in range(self._number * self._batches, (self._number + 1) * self._batches):
-            if position // len(self._pass) != current:
-                current = position // len(self._pass)
-                shuffled = self._pass.shuffled(torch.Generator().manual_seed(self._seed * 1_000_003 + current))
-            yield shuffled[position % len(self._pass)].tolist()
+            if position // len(self._batching) != current:
+                current = position // len(self._batching)
+                shuffled = self._batching.shuffled(torch.Generator().manual_seed(self._seed * 1_000_003 + current))
+            yield shuffled[position % len(self._batching)].tolist()
 
 
 def by_length(cuts: Iterable[Any]) -> list[Any]:
-    """The longest first: a batch ends with its longest text."""
+    """Return the cuts, the longest first: decoding a batch takes as long as its longest text."""
     return sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
 
 
 def consecutive(lengths: Sequence[float], batch_size: int, seconds: float | None = None) -> list[list[int]]:
-    """Batches of utterances in their order, which is the longest first: `batch_size`, or as `BySeconds` counts them."""
+    """Return batches of the indices of utterances in their order, which is the longest first.
+
+    Args:
+        lengths: Lengths of the utterances in seconds, descending.
+        batch_size: Number of utterances per batch.
+        seconds: Largest length of a batch as `BySeconds` counts it, instead of `batch_size`.
+    """
     batches: list[list[int]] = []
     start = 0
     while start < len(lengths):

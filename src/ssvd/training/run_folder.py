@@ -1,33 +1,41 @@
 """The folder of a fine-tuning run: what is in it, and the adapted model from it.
 
 config.yaml         the options, enough to repeat the run
-data/               the utterances as trained and as scored (Lhotse cuts), and skipped.jsonl
+data/               the utterances as trained on and scored (Lhotse cuts), and skipped.jsonl
 adapter/            the best adapter (a PEFT folder); model/ instead after full fine-tuning
-base.json           samples of the base model's weights, to refuse another one
-checkpoints/        the last state, to continue from
+base.json           samples of the base model's weights, by which another one is refused
+checkpoints/        the last state, from which the run is resumed
 metrics.csv, tensorboard/
 hypotheses/dev.jsonl
 result.json
+
+An adapter that PEFT itself saved, a folder or a name on the Hugging Face hub, serves wherever a run folder does.
 """
 
 import json
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from torch import nn
 
 from ssvd.errors import UserError
 from ssvd.recognisers.loading import Recogniser, load_model
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SAMPLES = 8  # entries of each layer's weight
 TOLERANCE = 5e-3  # of the largest sampled entry: bf16 rounds by up to 2e-3
 
 
 def sample_weights(module: nn.Module, layers: list[str]) -> dict[str, list[float]]:
-    """A few entries of the weight of each layer of a model that is not wrapped yet."""
+    """Return a few entries of the weight of each layer of a model that is not wrapped yet."""
     weights = {name: module.get_parameter(f"{name}.weight").detach().flatten() for name in layers}
     return {name: weight[_sampled(len(weight))].float().tolist() for name, weight in weights.items()}
 
@@ -36,16 +44,16 @@ def _sampled(length: int) -> torch.Tensor:
     return torch.linspace(0, length - 1, SAMPLES).long().clamp(max=length - 1)  # float32 rounds above 2^24
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """The options of a run.
+def read_config(run: str | Path) -> dict[str, Any]:
+    """Read the options of a run from its `config.yaml`.
 
     Raises:
         UserError: The folder is not that of a run.
     """
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{run} is not a run folder: it has no config.yaml (`ssvd adapt --out` makes one).") from None
+        raise UserError(f"{run} is not a run folder: it has no config.yaml (`ssvd adapt` writes one).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{run}/config.yaml is not YAML ({reason}); correct it, or start a new run.") from None
@@ -54,68 +62,158 @@ def read_config(run: Path) -> dict[str, Any]:
     return config
 
 
+def stated_options(run: str | Path) -> dict[str, Any]:
+    """Return the options of a run as its `config.yaml` states them; none for a PEFT adapter.
+
+    Raises:
+        UserError: There is no such run folder or PEFT adapter.
+    """
+    if _is_run_folder(run):
+        return read_config(run)
+    adapter_folder(run)
+    return {}
+
+
+def base_model_of(run: str | Path) -> str:
+    """Return the base model that a run's `config.yaml`, or a PEFT adapter's `adapter_config.json`, names.
+
+    Raises:
+        UserError: There is no such run folder or PEFT adapter, or it names no base model.
+    """
+    if _is_run_folder(run):
+        model = read_config(run).get("model")
+    else:
+        file = adapter_folder(run) / ADAPTER_CONFIG
+        try:
+            model = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (ValueError, TypeError, KeyError):
+            model = None
+    if not isinstance(model, str) or not model:
+        raise UserError(f"{run} does not name its base model; name the model yourself.")
+    return model
+
+
 def holds_model(run: Path) -> bool:
-    """Whether a run has an adapter, or after full fine-tuning a model, to decode with."""
-    return (run / "model").is_dir() or (run / "adapter" / "adapter_config.json").is_file()
+    """Return whether a run has an adapter, or after full fine-tuning a model, to decode with."""
+    return (run / "model").is_dir() or (run / "adapter" / ADAPTER_CONFIG).is_file()
+
+
+def adapter_folder(run: str | Path) -> Path:
+    """Return the PEFT folder of a run, of an adapter that PEFT saved, or of one on the hub, which is downloaded.
+
+    Raises:
+        UserError: There is none.
+    """
+    folder = Path(run)
+    if _is_run_folder(run):
+        if not holds_model(folder):
+            raise UserError(f"{run} holds no adapter: the run stopped before it decoded its dev set; resume it.")
+        return folder / "adapter"
+    if not (folder / ADAPTER_CONFIG).is_file() and not folder.exists():
+        folder = _downloaded(str(run)) or folder
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{run} is not a run folder (it has no config.yaml) and not a PEFT adapter (it has no {ADAPTER_CONFIG})."
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"The adapter {run} has no {ADAPTER_WEIGHTS}; save it again with `save_pretrained`.")
+    return folder
+
+
+def _is_run_folder(run: str | Path) -> bool:
+    return (Path(run) / "config.yaml").is_file()
+
+
+def _downloaded(name: str) -> Path | None:
+    """Return the folder of an adapter of that name on the hub; None where the hub gives none."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
+    except (HFValidationError, OSError):  # not a hub name; unknown or out of reach, which are kinds of OSError
+        return None
 
 
 def load_adapted(
-    model: str, run: Path, *, window: float | None = None, language: str | None = None
-) -> tuple[Recogniser, dict[str, Any]]:
-    """The base model with a run's best adapter active (after full fine-tuning, the run's own model), and its options.
+    model: str | Path, run: str | Path, *, window: float | None = None, language: str | None = None
+) -> Recogniser:
+    """Load a base model with an adapter active, or after full fine-tuning the run's own model.
 
     Args:
         model: The base checkpoint.
-        run: The run folder.
-        window, language: Override those of the run.
+        run: The run folder, whose best adapter is taken; or a PEFT adapter, a folder or a name on the hub.
+        window: Length of the input in seconds, instead of the run's.
+        language: Language of utterances that do not state theirs, instead of the run's.
 
     Raises:
-        UserError: The run has no adapter yet, or it was trained on another base model.
+        UserError: There is no such adapter, or it does not fit the base model.
     """
-    config = read_config(run)
-    window, language = window or config.get("window"), language or config.get("language")
-    if (run / "model").is_dir():
-        return load_model(run / "model", window=window, language=language), config
+    options = stated_options(run)
+    window, language = window or options.get("window"), language or options.get("language")
+    if _has_own_model(run):
+        return load_model(Path(run) / "model", window=window, language=language)
     speech = load_model(model, window=window, language=language)
     check_run(run, speech.module, model)
     try:
-        speech.module = PeftModel.from_pretrained(speech.module, str(run / "adapter"))
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
-        raise UserError(f"The adapter of {run} does not load onto {model}: {str(error).splitlines()[0]}") from error
+        speech.module = PeftModel.from_pretrained(speech.module, str(adapter_folder(run)))
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2]).rstrip(".")
+        raise UserError(f"The adapter of {run} does not load onto {model}: {reason}.") from error
     speech.module.eval()
-    return speech, config
+    return speech
 
 
-def check_run(run: Path, module: nn.Module, model: str) -> None:
-    """Check that a run has an adapter, and for this base model: by sampled weights.
+def _has_own_model(run: str | Path) -> bool:
+    return _is_run_folder(run) and (Path(run) / "model").is_dir()
+
+
+def check_run(run: str | Path, module: nn.Module, model: str | Path) -> None:
+    """Check that a run has an adapter and that it belongs to this base model, by sampled weights.
+
+    An adapter without such samples, as PEFT saves it, is checked when it is loaded: by its shapes, and by the
+    fingerprints of SSVD and SVFT.
 
     Args:
-        run: The run folder.
+        run: A run folder, or a PEFT adapter.
         module: The base model, not wrapped.
         model: Its name.
 
     Raises:
-        UserError: It has none, or one of another base model.
+        UserError: There is no adapter, or it belongs to another base model.
     """
-    read_config(run)
-    if (run / "model").is_dir():
+    if _has_own_model(run):
         return
-    if not holds_model(run):
-        raise UserError(f"{run} holds no adapter: the run did not decode its dev set; continue it with --resume.")
+    adapter_folder(run)
+    if not _is_run_folder(run):
+        return
     try:
-        stored = json.loads((run / "base.json").read_text(encoding="utf-8"))
+        stored = json.loads((Path(run) / "base.json").read_text(encoding="utf-8"))
         expected = {name: torch.tensor(values).reshape(SAMPLES) for name, values in stored.items()}
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{run}/base.json cannot be read ({error}); copy run folders whole.") from error
-    known = dict(module.named_modules())
-    other = UserError(
-        f"The adapter of {run} was trained on another base model than {model}: "
-        f"give the one that its config.yaml names ({read_config(run).get('model')}), with the weights of then."
+        raise UserError(f"{run}/base.json cannot be read ({error}); copy the run folder whole.") from error
+    if not _matches(module, expected):
+        raise UserError(
+            f"The adapter of {run} was trained on another base model than {model}: use the one that its config.yaml "
+            f"names ({read_config(run).get('model')}), with the weights that it had at the time."
+        )
+
+
+def _matches(module: nn.Module, expected: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether a model has these samples of its weights."""
+    if not expected.keys() <= dict(module.named_modules()).keys():
+        return False
+    samples = sample_weights(module, list(expected))
+    return all(
+        (torch.tensor(samples[name]) - values).abs().max() <= TOLERANCE * values.abs().max()
+        for name, values in expected.items()
     )
-    if not expected.keys() <= known.keys():
-        raise other
-    found = sample_weights(module, list(expected))
-    for name, values in expected.items():
-        difference = torch.tensor(found[name]) - values
-        if difference.abs().max() > TOLERANCE * values.abs().max():
-            raise other
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder in the place of a former one, which stays whole until the new one is."""
+    partial, old = target.with_name(target.name + ".partial"), target.with_name(target.name + ".old")
+    for leftover in (partial, old):  # of a run that was killed here
+        shutil.rmtree(leftover, ignore_errors=True)
+    write(partial)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Writing labels as a model writes: corpora in capitals only would teach it to shout."""
+"""Writing labels as a model writes: a corpus in capitals only would teach it to shout."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ STYLES = ("lower", "upper", "sentence", "keep")
 
 
 def text_style(texts: Iterable[str]) -> str:
-    """How texts are written, by majority: "lower", "upper", "sentence" (cased, full stop at the end) or "keep" (other).
+    """Return the style of most texts: "lower", "upper", "sentence" (cased, with a full stop) or "keep" (any other).
 
     Texts without letters do not count.
     """
@@ -23,12 +23,32 @@ def text_style(texts: Iterable[str]) -> str:
             counts["sentence"] += 1
         else:
             counts["keep"] += 1
-    best = max(counts, key=counts.__getitem__)
-    return best if counts[best] > sum(counts.values()) / 2 else "keep"
+    most = max(counts, key=counts.__getitem__)
+    return most if counts[most] > sum(counts.values()) / 2 else "keep"
+
+
+def choose_style(labels: Iterable[str], hypotheses: Iterable[str]) -> tuple[str, str]:
+    """Choose the model's own style for labels that are all in one case, if the model writes otherwise.
+
+    Args:
+        labels: Texts to train on.
+        hypotheses: Texts as the untouched model writes them.
+
+    Returns:
+        A style of `STYLES`, and a sentence on why it was chosen; ("keep", "") where labels stay as they are.
+    """
+    given, model = text_style(labels), text_style(hypotheses)
+    if given not in ("lower", "upper") or model in (given, "keep"):
+        return "keep", ""
+    reason = (
+        f"The labels are all in {given} case and the model writes {model} case, in which it is trained on them "
+        "(text_style: keep leaves them as they are)."
+    )
+    return model, reason
 
 
 def write_in(style: str, text: str) -> str:
-    """A text in a style of `STYLES`; from single-case text, "sentence" knows no names, but the English I."""
+    """Return a text in a style of `STYLES`; "sentence" of a text in one case restores no names but the English I."""
     match style:
         case "lower":
             return text.lower()

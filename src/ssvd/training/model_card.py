@@ -1,0 +1,69 @@
+"""The model card of an adapter."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from peft import PeftModel
+
+from ssvd.methods.table import trainable_parameters
+from ssvd.recognisers.loading import Recogniser
+from ssvd.training.results import Epoch
+from ssvd_options import AdaptOptions
+
+
+def model_card(
+    speech: Recogniser,
+    options: AdaptOptions,
+    *,
+    series: Sequence[Epoch],
+    best: Epoch,
+    learning_rate: float,
+    normaliser: str,
+    dev_utterances: int,
+) -> str:
+    """Return the card of an adapter in Markdown: its training, its error rates, and how to load it.
+
+    Args:
+        speech: The recogniser, whose module is a `PeftModel`.
+        options: Options of the run.
+        series: Rows of all epochs so far.
+        best: The epoch whose adapter this is.
+        learning_rate: Peak learning rate.
+        normaliser: Text normaliser of the error rates.
+        dev_utterances: Number of utterances that the epoch was chosen on.
+    """
+    network = speech.module
+    assert isinstance(network, PeftModel)
+    from_this_package = type(network.peft_config["default"]).__module__.startswith("ssvd.")
+    registration = (
+        "import ssvd  # registers the method with PEFT; without it the adapter does not load\n"
+        if from_this_package
+        else ""
+    )
+    conditions = f" where {' and '.join(options.where)}" if options.where else ""
+    return f"""---
+base_model: {options.model}
+library_name: peft
+tags: [automatic-speech-recognition, {options.method}]
+---
+
+# {options.method} adapter of {options.model}
+
+Trained on {", ".join(options.train)}{conditions} with ssvd {version("ssvd")}:
+method {options.method}, {trainable_parameters(network):,} trained parameters, learning rate
+{learning_rate:g}, epoch {best.epoch} of at most {options.epochs}.
+
+| | WER on its dev utterances ({dev_utterances}, normaliser {normaliser}) |
+|---|---|
+| before | {series[0].dev_wer:.1%} |
+| after | {best.dev_wer:.1%} |
+
+The epoch was chosen on these utterances, so the second figure is optimistic; measure it on others with
+`ssvd evaluate`.
+
+```python
+{registration}from peft import PeftModel
+{speech.loading_code(options.model)}
+model = PeftModel.from_pretrained(model, "adapter")
+```
+"""

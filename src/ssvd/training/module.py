@@ -1,0 +1,309 @@
+"""Training of a recogniser as Lightning sees it: batches, loss, decoding after each epoch, and checkpoints."""
+
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lhotse import CutSet
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ssvd.corpora.selection import common_language, field_value
+from ssvd.errors import UserError
+from ssvd.files import write_json_lines
+from ssvd.hardware import pick_device
+from ssvd.recognisers.decoding import Decoding, Fallback
+from ssvd.recognisers.loading import Recogniser
+from ssvd.scoring import Score, score, usual_normaliser
+from ssvd.training.augmentation import Augmenter
+from ssvd.training.batches import Batching, ByCount, BySeconds, EpochBatches, InGroups, consecutive
+from ssvd.training.data import TrainingData
+from ssvd.training.loading import Loading
+from ssvd.training.model_card import model_card
+from ssvd.training.progress import Progress
+from ssvd.training.results import Epoch, write_metrics
+from ssvd.training.run_folder import replace_folder
+from ssvd.training.schedule import rate_factor
+from ssvd.training.sequential import ShardedBatches, shard_groups
+from ssvd.training.text_style import choose_style, write_in
+from ssvd.tuners import SSVDModel
+from ssvd_options import AdaptOptions
+
+
+class Adaptation(lightning.LightningModule):
+    """Training of whatever `requires_grad` in a recogniser, and decoding of the dev utterances after each epoch.
+
+    Checkpoints hold what is trained and nothing of the frozen model.
+
+    Args:
+        speech: The recogniser, ready for training.
+        options: Options of the run.
+        data: The utterances.
+        augmenter: Augmentation of the training audio.
+        run: The run folder.
+        progress: What the run reports to.
+        learning_rate: Peak learning rate.
+
+    Attributes:
+        series: Rows of the epochs so far.
+        seconds: Seconds of training so far, without decoding.
+        updates: Number of updates of the whole run, if it is not stopped early.
+        normaliser: Name of the text normaliser for scoring.
+        decoding: Settings of decoding.
+        text_style: Style in which the training texts are written.
+    """
+
+    def __init__(
+        self,
+        speech: Recogniser,
+        options: AdaptOptions,
+        data: TrainingData,
+        augmenter: Augmenter,
+        run: Path,
+        progress: Progress,
+        learning_rate: float,
+    ) -> None:
+        super().__init__()
+        self.network: nn.Module = speech.module
+        self.speech, self.options, self.data, self.run_folder = speech, options, data, run
+        self.progress, self.learning_rate = progress, learning_rate
+        self.decoding = Decoding(options.beams, fallback=Fallback() if options.fallback else None)
+        language = common_language(CutSet.from_cuts(data.dev)) or speech.language
+        self.normaliser = options.normaliser or usual_normaliser(language)
+        self.text_style: str = options.text_style
+        self.series: list[Epoch] = []
+        self.seconds = 0.0
+        self._losses: list[torch.Tensor] = []
+        self._hypotheses: list[tuple[str, str]] = []
+        self._groups = shard_groups(data.train)
+        groups = [[data.train[index] for index in group] for group in self._groups]
+        self._batching = InGroups([self._batching_of(cuts) for cuts in groups], self._groups)
+        self._augmenter = augmenter
+        pinned = pick_device(options.device).type == "cuda"
+        self._loading = Loading(options.workers, options.prefetch, pin_memory=pinned)
+        self.updates = len(self._epoch_batches(0)) // options.accumulation * options.epochs
+
+    # -- data and schedule
+
+    def _batching_of(self, cuts: list[Any]) -> Batching:
+        if self.options.batch_seconds is None:
+            return ByCount(len(cuts), self.options.batch_size)
+        return BySeconds([self.speech.input_seconds(cut.duration) for cut in cuts], self.options.batch_seconds)
+
+    def _epoch_batches(self, number: int) -> EpochBatches:
+        options = self.options
+        updates = options.updates_per_epoch or math.ceil(len(self._batching) / options.accumulation)
+        return EpochBatches(self._batching, updates * options.accumulation, options.seed, number)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of the present epoch."""
+        epoch = self.current_epoch
+        batches = ShardedBatches(self.data.train, self._groups, self._epoch_batches(epoch))
+        return self._loading.batches(batches, self.speech.collate, partial(self._augmenter, epoch=epoch))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the dev utterances in batches twice as large, as decoding keeps no activations."""
+        size, seconds = self.options.batch_size, self.options.batch_seconds
+        lengths = [self.speech.input_seconds(cut.duration) for cut in self.data.dev]
+        indices = consecutive(lengths, 2 * size, 2 * seconds if seconds else None)
+        batches = [[self.data.dev[index] for index in batch] for batch in indices]
+        return self._loading.batches(batches, partial(self.speech.collate, text=False))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return AdamW and the schedule of its learning rate."""
+        options = self.options
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, self.learning_rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=options.weight_decay
+        )
+        factor = partial(rate_factor, updates=self.updates, warmup=options.warmup, decay=options.decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- training
+
+    def on_train_start(self) -> None:
+        """Stop a run that was killed after its last epoch."""
+        self.trainer.should_stop = self._is_out_of_patience()
+
+    def on_train_epoch_start(self) -> None:
+        """Seed all randomness by the number of the epoch, so that a resumed run draws what an uninterrupted one does.
+
+        Also turn on training mode, since Lightning leaves networks as they were loaded, which is for decoding.
+        """
+        lightning.seed_everything(self.options.seed * 10_007 + self.current_epoch, verbose=False)
+        self.network.train()
+        if isinstance(self.network, PeftModel):
+            for layer in self.network.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # its statistics are in no adapter
+                    layer.eval()
+        self._losses.clear()
+        self._started = time.monotonic()
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        """Return the loss of a batch.
+
+        Raises:
+            UserError: The loss is infinite or undefined.
+        """
+        loss = self.speech.loss(batch, label_smoothing=self.options.label_smoothing)
+        if not torch.isfinite(loss):
+            best = self.best
+            raise UserError(
+                f"The loss became {loss.item()} in epoch {self.current_epoch + 1}; the best adapter until then (epoch "
+                f"{best.epoch}, dev WER {best.dev_wer:.1%}) is kept in {self.run_folder}. Start again with a "
+                f"learning_rate lower than {self.learning_rate:g}."
+            )
+        self._losses.append(loss.detach())
+        self.log("loss", loss, batch_size=len(batch.ids))
+        return loss
+
+    def recent_loss(self) -> float:
+        """Return the mean loss over the last batches of the epoch."""
+        return float(torch.stack(self._losses[-20:]).mean())
+
+    # -- validation
+
+    @property
+    def _fitting(self) -> bool:
+        return bool(self.trainer.state.fn == "fit")
+
+    def on_validation_epoch_start(self) -> None:
+        """Stop the clock of training."""
+        if self._fitting:
+            self.seconds += time.monotonic() - self._started
+        self._hypotheses.clear()
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        """Decode a batch of dev utterances."""
+        texts = self.speech.transcribe(batch, self.decoding)
+        self._hypotheses += zip(batch.ids, texts, strict=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the dev utterances, keep the adapter if it is the best one, and report."""
+        references = [field_value(cut, "text") for cut in self.data.dev]
+        hypotheses = [text for _, text in self._hypotheses]
+        epoch = self._epoch(score(references, hypotheses, normaliser=self.normaliser, resamples=2))
+        is_best = all(epoch.dev_wer < earlier.dev_wer for earlier in self.series)
+        self.series.append(epoch)
+        self.log("dev_wer", epoch.dev_wer)
+        if epoch.orthogonality_error is not None:
+            self.log("orthogonality_error", epoch.orthogonality_error)
+        if is_best:
+            self._keep_best(references)
+        write_metrics(self.run_folder / "metrics.csv", self.series)
+        if epoch.loss is None:
+            self.progress.say(f"before training  dev WER {epoch.dev_wer:.1%}")
+            return
+        self.progress.say(
+            f"epoch {epoch.epoch}/{self.options.epochs}  loss {epoch.loss:.3f}  dev WER {epoch.dev_wer:.1%}"
+            f"{'  (best)' if is_best else ''}"
+        )
+        self.trainer.should_stop = self._is_out_of_patience()
+
+    def _epoch(self, result: Score) -> Epoch:
+        if result.wer is None or result.cer is None:
+            raise UserError(f"The dev utterances have no words after the normaliser {self.normaliser}: give others.")
+        trained = self._fitting
+        values: dict[str, Any] = {
+            "epoch": self.current_epoch + 1 if trained else 0,
+            "update": self.trainer.global_step,
+            "seconds": round(self.seconds, 2),
+            "loss": float(torch.stack(self._losses).mean()) if trained else None,
+            "dev_wer": result.wer,
+            "dev_cer": result.cer,
+            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"] if trained else None,
+        }
+        if least := self.least_orthogonal():
+            values["orthogonality_error"] = least[1]
+        return Epoch(**values)
+
+    def _keep_best(self, references: list[str]) -> None:
+        """Put the present adapter, or the whole model, in the place of the best one so far."""
+        replace_folder(self.kept_folder, self._save)
+        rows = (
+            {"id": name, "reference": reference, "hypothesis": text}
+            for reference, (name, text) in zip(references, self._hypotheses, strict=True)
+        )
+        write_json_lines(self.run_folder / "hypotheses" / "dev.jsonl", rows)
+
+    def _save(self, folder: Path) -> None:
+        if not isinstance(self.network, PeftModel):
+            self.speech.save(folder)
+            return
+        self.network.save_pretrained(str(folder))
+        card = model_card(
+            self.speech,
+            self.options,
+            series=self.series,
+            best=self.best,
+            learning_rate=self.learning_rate,
+            normaliser=self.normaliser,
+            dev_utterances=len(self.data.dev),
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    @property
+    def kept_folder(self) -> Path:
+        """Where the best adapter is kept, or after full fine-tuning the best model."""
+        return self.run_folder / ("adapter" if isinstance(self.network, PeftModel) else "model")
+
+    @property
+    def best(self) -> Epoch:
+        """The first of the epochs with the lowest dev WER."""
+        return min(self.series, key=lambda epoch: epoch.dev_wer)
+
+    def least_orthogonal(self) -> tuple[str, float] | None:
+        """Return the layer whose G of SSVD is farthest from a rotation, and ||G^T G - I||; None for other methods."""
+        if not (isinstance(self.network, PeftModel) and isinstance(self.network.base_model, SSVDModel)):
+            return None
+        errors: dict[str, float] = self.network.base_model.orthogonality_errors()
+        return max(errors.items(), key=lambda error: error[1])
+
+    def _is_out_of_patience(self) -> bool:
+        errors = [epoch.dev_wer for epoch in self.series if epoch.epoch > 0]
+        return bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= self.options.patience
+
+    # -- checkpoints
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return what is trained."""
+        if isinstance(self.network, PeftModel):
+            trained: dict[str, Any] = get_peft_model_state_dict(self.network, save_embedding_layers=False)
+            return trained
+        return self.network.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False, assign: bool = False) -> Any:
+        """Load what is trained."""
+        if isinstance(self.network, PeftModel):
+            return set_peft_model_state_dict(self.network, dict(state_dict))
+        return self.network.load_state_dict(state_dict)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what this module knows of the run so far."""
+        series = [epoch.as_dict() for epoch in self.series]
+        checkpoint["progress"] = {"series": series, "seconds": self.seconds, "text_style": self.text_style}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what the checkpoint knows of the run."""
+        progress = checkpoint["progress"]
+        self.series = [Epoch(**row) for row in progress["series"]]
+        self.seconds, self.text_style = progress["seconds"], progress["text_style"]
+
+    # -- texts
+
+    def write_texts_in_style(self) -> None:
+        """Write the training texts as the untouched model writes, where the options leave the style to it."""
+        if self.text_style == "auto":
+            texts = [field_value(cut, "text") for cut in self.data.train]
+            self.text_style, reason = choose_style(texts, [text for _, text in self._hypotheses])
+            if reason:
+                self.progress.say(reason)
+        for cut in self.data.train:
+            cut.supervisions[0].text = write_in(self.text_style, cut.supervisions[0].text)

@@ -1,0 +1,86 @@
+"""The Lightning trainer of a run: its device and precision, checkpoints that a kill cannot damage, and progress."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from ssvd.files import whole_file
+from ssvd.training.module import Adaptation
+from ssvd.training.progress import Progress
+from ssvd_options import AdaptOptions
+
+
+def build_trainer(options: AdaptOptions, run: Path, progress: Progress) -> lightning.Trainer:
+    """Return the trainer of a run, which writes checkpoints and curves to its folder."""
+    return lightning.Trainer(
+        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}[options.device],
+        devices=1,
+        precision=_precision(options.device),
+        max_epochs=options.epochs,
+        accumulate_grad_batches=options.accumulation,
+        gradient_clip_val=options.clip,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,  # each epoch has batches of its own
+        log_every_n_steps=10,
+        plugins=[_WholeFiles()],
+        logger=TensorBoardLogger(run, name="tensorboard", version=""),
+        callbacks=[
+            # After validation, so that the state includes its result.
+            ModelCheckpoint(run / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False),
+            _Reporting(progress),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _precision(device: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return "32-true"
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that a kill leaves as they were; Lightning's own way goes through the folder of temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint, whole or not at all."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+class _Reporting(lightning.Callback):
+    """Reports how far training and the decoding of the dev utterances have come."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._decoded = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Adaptation) -> None:
+        """Report where training begins."""
+        self._progress.advance("training", trainer.global_step, module.updates)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Adaptation, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Report the update, the epoch and the loss."""
+        detail = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {module.recent_loss():.3f}"
+        self._progress.advance("training", trainer.global_step, module.updates, detail)
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: Adaptation) -> None:
+        """Report that decoding begins."""
+        self._decoded = 0
+        self._progress.advance("decoding dev", 0, len(module.data.dev))
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, module: Adaptation, outputs: Any, batch: Any, *index: int
+    ) -> None:
+        """Report how many utterances are decoded."""
+        self._decoded += len(batch.ids)
+        self._progress.advance("decoding dev", self._decoded, len(module.data.dev))
