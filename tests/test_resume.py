@@ -1,5 +1,6 @@
 """A run that was interrupted continues to what it would have become."""
 
+import json
 import os
 import signal
 import subprocess
@@ -156,6 +157,47 @@ def test_batches_by_seconds_and_augmented_audio_continue_whoever_reads_them(
         with pytest.raises(UserError, match="Interrupted"):
             adapt(chosen, run)
     same(run, adapt(chosen.model_copy(update={"workers": 2}), run, resume=True), uninterrupted)
+
+
+def test_run_of_an_earlier_version_continues_though_its_options_are_fewer(
+    monkeypatch, eventful, uninterrupted, tmp_path, restored_signals
+):
+    """Its config.yaml lacks what was added since, and its state holds rows as dicts."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as context:
+        step = Adaptation.training_step
+        context.setattr(
+            Adaptation,
+            "training_step",
+            lambda self, batch, index: interrupt() if self.current_epoch == 1 else step(self, batch, index),
+        )
+        with pytest.raises(UserError, match="Interrupted"):
+            adapt(eventful, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    added = ("fallback", "text_style", "augment", "spec_augment", "label_smoothing", "batch_seconds", "prefetch")
+    (run / "config.yaml").write_text(yaml.safe_dump({name: config[name] for name in config if name not in added}))
+    same(run, adapt(None, run, resume=True), uninterrupted)
+
+
+def test_run_folder_written_by_hand_begins_where_nothing_was_computed(eventful, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        f"model: {eventful.model}\ntrain: [{eventful.train[0]}]\ndev: [{eventful.dev[0]}]\n"
+        "method: lora\nbudget: rank=2\nepochs: 1\nupdates_per_epoch: 1\nbatch_size: 2\ndevice: cpu\n"
+    )
+    result = adapt(None, run, resume=True)
+    assert result.method == "lora" and [epoch.epoch for epoch in result.series] == [0, 1]
+
+
+def test_result_of_an_earlier_version_is_read(uninterrupted, tmp_path):
+    run, result = uninterrupted
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    values = {name: value for name, value in result.as_dict().items() if name not in ("decoding", "text_style")}
+    (old / "result.json").write_text(json.dumps(values))
+    assert adapt(None, old, resume=True).as_dict() == values
 
 
 def test_complete_run_is_left_as_it_is(uninterrupted):

@@ -83,7 +83,7 @@ def _in_words(details: ErrorDetails) -> str:
         return f"{name} is missing"
     if kind == "extra_forbidden":
         similar = get_close_matches(name, AdaptOptions.model_fields, n=1)
-        return f"there is no option {name!r}" + (f"; did you mean {similar[0]!r}?" if similar else "")
+        return f"there is no option {name!r}" + (f" (did you mean {similar[0]!r}?)" if similar else "")
     if len(details["loc"]) > 1:
         name = f"item {int(details['loc'][1]) + 1} of {name}"
     if kind in _BOUNDS:
