@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
 from ssvd.benchmark.grid import Group, checked_grid, read_grid
 from ssvd.benchmark.records import Failure, read_hypotheses, read_records, read_results
-from ssvd.benchmark.scheduler import best_rate, progress_of, rates_to_try, run_benchmark
+from ssvd.benchmark.scheduler import group_state, run_benchmark
+from ssvd.benchmark.search import best_rate, rates_to_try
 from ssvd.benchmark.tasks import Task
 from ssvd.errors import StoppedError, UserError
 from ssvd.methods.table import METHODS
+from ssvd.training.progress import Log
 from ssvd_cli.main import app
 
 GRIDS = sorted((Path(__file__).parents[1] / "grids").glob("*.yaml"))
@@ -70,9 +71,9 @@ def without_chosen(found: set[str]) -> set[str]:
 
 
 def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
-    out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=200)
+    out, log = tmp_path / "results", Log((tmp_path / "log").open("w"))
     grid = checked_grid(values, "grid")
-    run_benchmark(grid, out, device="cpu", console=log)
+    run_benchmark(grid, out, device="cpu", progress=log)
     assert without_chosen(ids(out)) == EXPECTED
     results, skipped = read_results(out)
     assert not skipped and not read_records(out, Failure)[0]
@@ -94,20 +95,20 @@ def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
     assert [row.epoch for row in ssvd.series] == [0, 1]
     assert not any((out / "runs").iterdir())  # adapters of finished groups are not kept
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
-    run_benchmark(grid, out, device="cpu", console=log)
+    run_benchmark(grid, out, device="cpu", progress=log)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == times
     app(["report", str(out), "--html", str(tmp_path / "report.html")], standalone_mode=False)
     assert "tiny on child" in (tmp_path / "report.html").read_text(encoding="utf-8")
     # A further method and seed are computed in addition; another schedule would not be comparable.
     more = checked_grid(values | {"methods": [*values["methods"], {"pissa": "rank=2"}], "seeds": [3]}, "grid")
-    run_benchmark(more, out, device="cpu", console=log)
+    run_benchmark(more, out, device="cpu", progress=log)
     assert "cells/tiny_child_pissa_rank=2_seed=3.json" in ids(out)
     for field, change in (
         ("training", {"training": {"epochs": 2}}),
         ("corpora: child", {"corpora": {"child": {"synthetic": "child"}}}),
     ):
         with pytest.raises(UserError, match=f"begun with another {field}"):
-            run_benchmark(checked_grid(values | change, "grid"), out, device="cpu", console=log)
+            run_benchmark(checked_grid(values | change, "grid"), out, device="cpu", progress=log)
 
 
 def _shapes_and(setting):
@@ -130,7 +131,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(values, tmp_path, monkeypatch)
     monkeypatch.setattr(cells, "adapt", adapt)
     grid = checked_grid(values | {"methods": [{"vera": "2000000"}, *values["methods"]], "seeds": [3]}, "grid")
     with (tmp_path / "log").open("w") as file:
-        run_benchmark(grid, tmp_path / "results", device="cpu", console=Console(file=file, width=300))
+        run_benchmark(grid, tmp_path / "results", device="cpu", progress=Log(file))
     assert "vera_2000000 is left out: The method 'vera' cannot train about 2,000,000" in (tmp_path / "log").read_text()
     failures, _ = read_records(tmp_path / "results", Failure)
     reasons = {failure.id: failure.reason for failure in failures}
@@ -144,14 +145,13 @@ def test_what_fails_is_named_and_the_rest_goes_on(values, tmp_path, monkeypatch)
 def test_a_damaged_record_is_named_and_the_rest_goes_on(values, tmp_path):
     out = tmp_path / "results"
     grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
-    log = Console(file=(tmp_path / "log").open("w+"), width=300)
-    run_benchmark(grid, out, device="cpu", console=log)
+    log = Log((tmp_path / "log").open("w"))
+    run_benchmark(grid, out, device="cpu", progress=log)
     trial = next((out / "trials").glob("*.json"))
     (out / "cells" / "tiny_child_lora_p=0.3_seed=3.json").unlink()
     trial.write_text(trial.read_text()[:200])
-    run_benchmark(grid, out, device="cpu", console=log)
-    log.file.seek(0)
-    assert f"is left alone: {trial} is damaged: delete it" in log.file.read()
+    run_benchmark(grid, out, device="cpu", progress=log)
+    assert f"is skipped: {trial} is damaged: delete it" in (tmp_path / "log").read_text()
     other = json.loads((out / "cells" / "tiny_child_frozen_seed=3.json").read_text())
     other["origin"]["ssvd_schema"] = 99
     (out / "cells" / "tiny_child_frozen_seed=3.json").write_text(json.dumps(other))
@@ -189,7 +189,7 @@ def test_of_equal_rates_the_lower_is_chosen():
 
 def test_tests_wait_for_their_training(values, tmp_path):
     group = Group("tiny", "child", "lora", "p=0.3")
-    state = progress_of(checked_grid(values, "grid"), tmp_path, group)
+    state = group_state(checked_grid(values, "grid"), tmp_path, group)
     assert state.ready == [Task(group, 3, 1e-3)] and (state.done, state.total) == (0, 4)
 
 
@@ -221,7 +221,7 @@ def test_shipped_grids_can_be_read(path, small):
         ({"seeds": [1, 1]}, "seeds: seeds must be different"),
         ({"learning_rates": {"lora": []}}, "learning_rates of lora must be above 0"),
         ({"training": {"epochs": 0}}, "training: epochs must be at least 1"),
-        ({"training": {"epoch": 1}}, "training: --epoch: Extra inputs are not permitted"),
+        ({"training": {"epoch": 1}}, "training: there is no option 'epoch'"),
         ({"training": {"method": "lora"}}, "training: method is set by the grid"),
     ],
 )
@@ -256,7 +256,7 @@ def test_an_empty_corpus_and_a_foreign_folder_are_refused(values, tmp_path):
 def test_a_failed_test_is_tried_again_and_a_lost_run_is_trained_again(values, tmp_path, monkeypatch):
     from ssvd.benchmark import tasks as cells
 
-    out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=300)
+    out, log = tmp_path / "results", Log((tmp_path / "log").open("w"))
     grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
     cell = out / "cells" / "tiny_child_lora_p=0.3_seed=3.json"
     trial = out / "trials" / "tiny_child_lora_p=0.3_lr=0.001_seed=3.json"
@@ -266,39 +266,39 @@ def test_a_failed_test_is_tried_again_and_a_lost_run_is_trained_again(values, tm
 
     with monkeypatch.context() as broken:
         broken.setattr(cells, "load_adapted", lost)
-        run_benchmark(grid, out, device="cpu", console=log)
+        run_benchmark(grid, out, device="cpu", progress=log)
     (failed,) = read_records(out, Failure)[0]
     assert failed.reason == "RuntimeError: out of memory in runs" and not cell.exists()
     before = trial.stat().st_mtime_ns
-    run_benchmark(grid, out, device="cpu", console=log, retry=True)
+    run_benchmark(grid, out, device="cpu", progress=log, retry=True)
     assert cell.exists() and trial.stat().st_mtime_ns == before  # its run was kept
     scored = json.loads(cell.read_text())["test"]
     cell.unlink()
-    run_benchmark(grid, out, device="cpu", console=log)
+    run_benchmark(grid, out, device="cpu", progress=log)
     assert json.loads(cell.read_text())["test"] == scored and trial.stat().st_mtime_ns > before
     assert not read_records(out, Failure)[0]
 
 
 def test_another_learning_rate_replaces_the_cells_of_the_former(values, tmp_path):
-    out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=300)
+    out, log = tmp_path / "results", Log((tmp_path / "log").open("w"))
     for rate in (1e-3, 4e-3, 1e-3):
         changed = {"methods": ["lora"], "learning_rates": {"lora": [rate]}}
-        run_benchmark(checked_grid(values | changed, "grid"), out, device="cpu", console=log)
+        run_benchmark(checked_grid(values | changed, "grid"), out, device="cpu", progress=log)
         rates = {result.learning_rate for result in read_results(out)[0] if result.cell.method == "lora"}
         assert rates == {rate}
 
 
 def test_a_run_that_was_begun_otherwise_is_begun_anew(values, tmp_path):
-    out, log = tmp_path / "results", Console(file=(tmp_path / "log").open("w"), width=300)
+    out, log = tmp_path / "results", Log((tmp_path / "log").open("w"))
     grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
     run = out / "runs" / "tiny_child_lora_p=0.3_lr=0.001_seed=3"
-    run_benchmark(grid, out, device="cpu", console=log, keep_runs=True)
+    run_benchmark(grid, out, device="cpu", progress=log, keep_runs=True)
     for path in [*(out / "cells").glob("*lora*"), *(out / "trials").glob("*lora*")]:
         path.unlink()
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "result.json").unlink()
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": "/moved/embedded"}))
-    run_benchmark(grid, out, device="cpu", console=log)
+    run_benchmark(grid, out, device="cpu", progress=log)
     assert not read_records(out, Failure)[0] and (out / "cells" / "tiny_child_lora_p=0.3_seed=3.json").exists()
 
 
@@ -311,7 +311,7 @@ def test_a_full_disk_stops_the_benchmark_and_is_no_failure_of_a_cell(values, tmp
     grid, out = checked_grid(values, "grid"), tmp_path / "results"
     monkeypatch.setattr(cells, "write_hypotheses", full)
     with pytest.raises(StoppedError, match=r"No space left.*the same command goes on with tiny_child_frozen"):
-        run_benchmark(grid, out, device="cpu", console=Console(file=(tmp_path / "log").open("w")))
+        run_benchmark(grid, out, device="cpu", progress=Log((tmp_path / "log").open("w")))
     assert not read_records(out, Failure)[0]
     stopped = pickle.loads(pickle.dumps(StoppedError("It stopped", "go on.")))  # as between processes
     assert (str(stopped), stopped.reason) == ("It stopped; go on.", "It stopped")

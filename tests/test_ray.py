@@ -1,12 +1,12 @@
 """The benchmark on a Ray cluster of two nodes."""
 
 import pytest
-from rich.console import Console
 
 from ssvd.benchmark.grid import checked_grid
 from ssvd.benchmark.records import read_results
 from ssvd.benchmark.scheduler import run_benchmark
 from ssvd.errors import UserError
+from ssvd.training.progress import Log
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ssvd[ray]'")
 
@@ -31,15 +31,15 @@ def test_two_nodes_compute_what_one_process_computes(corpora, tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     with (tmp_path / "log").open("w+") as file:
-        log = Console(file=file, width=200)
+        log = Log(file)
         try:
             execute = on_ray(cluster.address)
             assert len(ray.nodes()) == 2
-            run_benchmark(grid, tmp_path / "ray", device="cpu", console=log, execute=execute)
+            run_benchmark(grid, tmp_path / "ray", device="cpu", progress=log, execute=execute)
         finally:
             ray.shutdown()
             cluster.shutdown()
-        run_benchmark(grid, tmp_path / "alone", device="cpu", console=log)
+        run_benchmark(grid, tmp_path / "alone", device="cpu", progress=log)
     of_ray, alone = (read_results(tmp_path / name)[0] for name in ("ray", "alone"))
     assert [result.id for result in of_ray] == [result.id for result in alone]
     assert len(alone) == 3

@@ -1,4 +1,4 @@
-"""Computing cells on a Ray cluster, as many at a time as it has room for; its nodes share a file system."""
+"""Compute cells on a Ray cluster, as many at a time as it has room for; its nodes share a file system."""
 
 import socket
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from ssvd.errors import UserError
 
 
 def on_ray(address: str, gpus: float = 0, cpus: float = 1) -> Execute:
-    """What `run_benchmark` takes to execute tasks.
+    """Return what `run_benchmark` takes to execute tasks on Ray.
 
     Args:
-        address: "local" starts Ray on this machine; else that of a cluster, such as "auto" or "HOST:6379".
-        gpus: Share of a GPU for each task.
-        cpus: Cores for each task.
+        address: "local" to start Ray on this machine, or the address of a cluster, such as "auto" or "HOST:6379".
+        gpus: Share of a GPU that each task takes.
+        cpus: Number of cores that each task takes.
 
     Raises:
         UserError: Ray is not installed, or there is no cluster at the address.
@@ -29,12 +29,12 @@ def on_ray(address: str, gpus: float = 0, cpus: float = 1) -> Execute:
     if not ray.is_initialized():
         try:
             host, _, port = address.rpartition(":")
-            if port.isdigit():  # Ray itself tries for minutes
+            if port.isdigit():  # Ray itself would try for minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
         except (OSError, ValueError) as error:
             raise UserError(f"There is no Ray cluster at {address!r} ({' '.join(str(error).split())}).") from None
-    # A task that is lost with its node goes on with what it left behind.
+    # A task that is lost with its node is started again, and continues from its last epoch.
     remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=2)(run_locked)
 
     def execute(grid: Grid, out: Path, tasks: Sequence[Task], device: str) -> Iterator[Outcome]:
@@ -43,7 +43,7 @@ def on_ray(address: str, gpus: float = 0, cpus: float = 1) -> Execute:
             (reference,), _ = ray.wait(list(running), num_returns=1)
             task, started = running.pop(reference), datetime.now(UTC)
             try:
-                words = ray.get(reference)
+                summary = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
                 for other in running:
                     ray.cancel(other, force=True)
@@ -51,8 +51,8 @@ def on_ray(address: str, gpus: float = 0, cpus: float = 1) -> Execute:
             except ray.exceptions.RayError as error:
                 reason = f"Its worker was lost ({type(error).__name__})."
                 write_record(out, failure(task, task.id, reason, "cpu", started))
-                words = f"failed: {reason}"
-            if words is not None:
-                yield task, words
+                summary = f"failed: {reason}"
+            if summary is not None:
+                yield Outcome(task, summary)
 
     return execute
