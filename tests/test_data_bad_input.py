@@ -48,7 +48,7 @@ def check(path: Path, where: str, reason: str, good: int = 1) -> None:
         read_corpus(path)
     message = str(error.value)
     assert re.search(f"{re.escape(where)}: .*{reason}", message), message
-    assert "1 bad utterance" in message and "--skip-bad" in message and "\n" not in message
+    assert "1 bad utterance" in message and "skip_bad" in message and "\n" not in message
     corpus = read_corpus(path, skip_bad=True)
     assert len(corpus.cuts) == good
     (skipped,) = corpus.skipped
@@ -64,7 +64,7 @@ def check(path: Path, where: str, reason: str, good: int = 1) -> None:
         (",/,hello,,", "the row has no path to a file"),
         ("x,good.wav,,,", "utterance x has no text"),
         ("x,good.wav,   ,,", "utterance x has no text"),
-        ("good,good.wav,again,,", r"the id good is taken already by .*table\.csv:2"),
+        ("good,good.wav,again,,", r"the id good is already taken by .*table\.csv:2"),
         ("x,good.wav,hello,0.1,0.3", r"segment, 0\.1 to 0\.4 s, is empty or outside its recording, 0 to 0\.2 s"),
         ("x,good.wav,hello,5,", "outside its recording"),
         ("x,good.wav,hello,-1,0.5", "outside its recording"),
@@ -104,7 +104,7 @@ def test_rows_are_counted_from_their_first_line(table):
 def test_first_of_several_bad_rows_and_their_number(table):
     path = table("x,good.wav,,,", "y,missing.wav,hello,,", "z,good.wav,hello,9,")
     with pytest.raises(
-        UserError, match=r"table\.csv:3: utterance x has no text \(3 of 4 utterances are bad\)\. .*--skip-bad"
+        UserError, match=r"table\.csv:3: utterance x has no text \(3 of 4 utterances are bad\)\. .*skip_bad"
     ):
         read_corpus(path)
     assert [skipped.where[-1] for skipped in read_corpus(path, skip_bad=True).skipped] == ["3", "4", "5"]
@@ -124,7 +124,7 @@ def test_first_of_several_bad_rows_and_their_number(table):
         ("t.jsonl", "\n", "t.jsonl is empty"),
         ("t.jsonl", '{"audio": "a.wav"}\n', r"has no column path and no text \(found: audio\)"),
         ("t.jsonl", "hello\n", r"has no column path"),
-        ("t.txt", "hello", "is of no known kind. Give a table"),
+        ("t.txt", "hello", "is of an unknown kind. Give a table"),
     ],
 )
 def test_unusable_file(tmp_path, name, content, reason, skip_bad):
@@ -284,7 +284,7 @@ def cut(path: Path, **changes) -> dict:
     [
         ({"supervisions": []}, "cut x has no supervision"),
         ({"duration": 0.9}, r"cut x, 0 to 0\.9 s, is empty or outside its recording, 0 to 0\.2 s"),
-        ({}, "the id x is taken already by .*:1"),
+        ({}, "the id x is already taken by .*:1"),
         ({"type": "Sausage"}, "Unexpected cut type"),
         ({"duration": "long"}, "the line is not a cut of Lhotse"),
         ({"id": 5}, "ids and texts of cut 5 must be text"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssvd.corpora.check.checks import Check, Limits
+from ssvd.corpora.check import Check, Limits
 from ssvd.corpora.check.doubtful_text import doubt
 from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.readers.manifests import write_cuts
@@ -345,7 +345,7 @@ def _die() -> None:
 
 
 def test_a_killed_process_is_one_sentence(manifest, tmp_path):
-    message = r"A process of the check was killed.*give the same command to go on"
+    message = r"A process of the check was killed.*run it again to continue"
     with Check([manifest], tmp_path / "out", load_fault=_die) as checking, pytest.raises(StoppedError, match=message):
         checking.run(2)
 

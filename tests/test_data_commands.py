@@ -174,8 +174,8 @@ def test_sample_by_hours_and_by_field(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one of the two"),
-        ({"utterances": 1, "hours": 1.0}, "one of the two"),
+        ({}, "either the number of utterances or the number of hours"),
+        ({"utterances": 1, "hours": 1.0}, "either the number of utterances or the number of hours"),
         ({"utterances": 61}, "A sample of 61 utterances is not possible: there are 60"),
         ({"hours": 1.0}, "A sample of 3600 seconds is not possible: there are 57"),
         ({"hours": 0.1 / 3600}, r"No utterance fits into 0\.1 seconds"),

@@ -44,9 +44,9 @@ def test_notation():
     source = Source.parse("hf:org/name?split=train+dev&text=a%26b&x=1&x=2&speaker=")
     assert (source.kind, source.name) == ("hf", "org/name")
     assert source.options == {"split": ["train+dev"], "text": ["a&b"], "x": ["1", "2"], "speaker": [""]}
-    assert source.one("speaker") is None and source.one("none") is None
+    assert source.value("speaker") is None and source.one("none") is None
     with pytest.raises(UserError, match="gives x twice"):
-        source.one("x")
+        source.value("x")
     assert Source.parse("data/train.csv") is None and Source.parse("C:/data/train.csv") is None
 
 
@@ -210,7 +210,7 @@ def test_paths_are_relative_to_the_folder(tmp_path):
     [
         ("?txt=a", "unknown option 'txt'; there are name, split"),
         ("?text=words", r"no column 'words'; there are audio, sentence"),
-        ("?text=", r"no column with a usual name for the text; name it as text=COLUMN"),
+        ("?text=", r"no column with a usual name for the text; give it as text=COLUMN"),
         ("?limit=none", "limit must be a number of rows"),
         ("?split=dev", "Bad split: dev"),
         ("?name=nl", "cannot be read"),
@@ -364,7 +364,7 @@ def test_recipes_reach_neither_network_nor_programs(recipe, tmp_path):
     def execute(corpus_dir):
         subprocess.run(["touch", str(tmp_path / "touched")], check=True)
 
-    with pytest.raises(UserError, match="would ask the network"):
+    with pytest.raises(UserError, match="would access the network"):
         read_corpus(recipe(download))
     with pytest.raises(UserError, match="would run a program"):
         read_corpus(recipe(execute))

@@ -1,6 +1,6 @@
-"""Reading a corpus of whatever kind into checked Lhotse cuts."""
+"""Reading a corpus of any kind into checked Lhotse cuts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,16 @@ from ssvd.corpora.readers.hugging_face import HuggingFaceRows
 from ssvd.corpora.readers.kaldi import read_kaldi
 from ssvd.corpora.readers.lhotse_recipes import read_recipe
 from ssvd.corpora.readers.manifests import SharRows, is_manifest, is_shar, read_manifest
-from ssvd.corpora.readers.tables import JsonLines, read_csv, read_jsonl
+from ssvd.corpora.readers.tables import JsonLines, Line, read_csv, read_jsonl
 from ssvd.corpora.sources import Source
-from ssvd.corpora.utterances import Corpus, Skipped, collect, cuts_of
+from ssvd.corpora.utterances import Corpus, LocatedCut, Skipped, Utterance, collect, cuts_of
 from ssvd.errors import UserError
+
+Row = Utterance | Skipped | Line
+"""What describes an utterance of a corpus, before its audio is read."""
+
+MakeCuts = Callable[[Iterable[Any]], Iterable[LocatedCut | Skipped]]
+"""Makes the cuts of some consecutive rows, or says what is wrong with them. Each takes the rows of its own corpus."""
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".jsonl.gz")
 _KINDS = "a table (.csv, .tsv or .jsonl with the columns path and text), Lhotse cuts (.jsonl or .jsonl.gz)"
@@ -23,20 +29,25 @@ _KINDS = "a table (.csv, .tsv or .jsonl with the columns path and text), Lhotse 
 
 @dataclass(frozen=True)
 class OpenCorpus:
-    """A corpus whose utterances are made from rows, a few at a time, so that a large one never stands in memory.
+    """A corpus whose utterances are made from rows, a few at a time, so that a large one is never held in memory.
 
     Attributes:
-        rows: What describes the utterances, in their order; iterated anew, it gives the same. Has a length where that
-            can be known beforehand.
-        cuts: Makes the cuts (where, cut) of some consecutive rows, or says what is wrong with them; it looks at the
-            audio files and can be sent to another process.
-        notes: What was taken for granted, in sentences.
+        name: The name under which it was opened.
+        rows: What describes the utterances, in their order; each iteration yields the same.
+        cuts: Makes the cuts of some consecutive rows; it reads the headers of audio files, and can be sent to another
+            process.
+        notes: The assumptions that were made, as sentences.
     """
 
     name: str
-    rows: Iterable[Any]
-    cuts: Callable[[Iterable[Any]], Iterable[tuple[str, Any] | Skipped]]
+    rows: Iterable[Row]
+    cuts: MakeCuts
     notes: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int | None:
+        """The number of rows; None where it is not known beforehand."""
+        return len(self.rows) if isinstance(self.rows, Sized) else None
 
 
 def read_corpus(
@@ -49,36 +60,37 @@ def read_corpus(
     """Read the utterances of a table, a Kaldi or ESPnet folder, Lhotse cuts, a Hugging Face dataset or a Lhotse recipe.
 
     - A table (CSV, TSV, JSON Lines; UTF-8) has the columns path and text and, if known, id, speaker, language, gender,
-      start and duration (seconds). Audio paths are relative to the table's folder. Every other column becomes a custom
-      field of the supervision, under its name in lower case; numbers become numbers.
+      start and duration (in seconds). Audio paths are relative to the folder of the table. Every other column becomes a
+      custom field of the supervision, under its name in lower case; numbers are parsed.
     - A Kaldi or ESPnet folder has `text` and `wav.scp`; see `kaldi.read_kaldi`.
     - Lhotse cuts are a JSONL file, gzipped or not, or a folder with one such file; see `manifests.read_manifest`.
     - Lhotse Shar is a folder with cuts.*.jsonl.gz and recording.*.tar.
     - `hf:NAME?split=train`: see `hugging_face.HuggingFaceRows`.
     - `lhotse:RECIPE:/folder`: see `lhotse_recipes.read_recipe`.
 
-    Audio is WAV, FLAC, MP3 or Ogg of any sampling rate; several channels are mixed to one when loaded (`load_audio`).
-    Each header is read once and checked. Runs of blanks in texts become one blank.
+    Audio is WAV, FLAC, MP3 or Ogg at any sampling rate; several channels are mixed to one when it is loaded (see
+    `load_audio`). Each header is read once and checked. Runs of blanks in texts become one blank.
 
     Args:
-        skip_bad: leave out utterances that cannot be used, and list them in `Corpus.skipped`.
-        headers: a file that keeps the headers of audio read so far, for when reading is interrupted.
-        on_progress: called with (headers read, of how many), where they are read.
+        path: The corpus, as described above.
+        skip_bad: Leave out utterances that cannot be used, and list them in `Corpus.skipped`.
+        headers: A file that keeps the headers read so far, so that an interrupted call can continue.
+        on_progress: Called with the number of headers read and the number of all headers, where headers are read.
 
     Raises:
-        UserError: `path` is missing or of no known kind; a column is missing; an utterance is bad and `skip_bad` is
-            false, with the first one's file and row and their number; no utterance remains.
+        UserError: `path` is missing or of an unknown kind; a column is missing; an utterance is bad and `skip_bad` is
+            false (the message gives the file and row of the first, and their number); no utterance remains.
     """
     corpus = open_corpus(path)
-    cuts = partial(cuts_of, cache=headers, on_progress=on_progress) if corpus.cuts is cuts_of else corpus.cuts
+    cuts: MakeCuts = partial(cuts_of, cache=headers, on_progress=on_progress) if corpus.cuts is cuts_of else corpus.cuts
     return collect(cuts(corpus.rows), corpus.name, corpus.notes, skip_bad=skip_bad)
 
 
 def read_corpora(paths: Sequence[Path | str], *, skip_bad: bool = False) -> Corpus:
-    """The utterances of several corpora as one; see `read_corpus`.
+    """Read the utterances of several corpora as one corpus; see `read_corpus`.
 
     Raises:
-        UserError: as `read_corpus`; or two of the corpora have an utterance of the same id.
+        UserError: As `read_corpus`, or two of the corpora have an utterance with the same id.
     """
     corpora = [read_corpus(path, skip_bad=skip_bad) for path in paths]
     origin: dict[str, Path | str] = {}
@@ -86,8 +98,8 @@ def read_corpora(paths: Sequence[Path | str], *, skip_bad: bool = False) -> Corp
         for cut in corpus.cuts:
             if cut.id in origin:
                 raise UserError(
-                    f"{origin[cut.id]} and {path} both have an utterance {cut.id}: give each an id of its own, in a "
-                    "table by a column id, or name a corpus once."
+                    f"{origin[cut.id]} and {path} both have an utterance {cut.id}: give each a unique id, in a "
+                    "table by a column id, or name each corpus only once."
                 )
             origin[cut.id] = path
     return Corpus(
@@ -98,13 +110,13 @@ def read_corpora(paths: Sequence[Path | str], *, skip_bad: bool = False) -> Corp
 
 
 def open_corpus(path: Path | str) -> OpenCorpus:
-    """A corpus that `read_corpus` can read, its utterances not looked at yet.
+    """Open a corpus that `read_corpus` can read, without reading its utterances.
 
-    Lhotse cuts and Hugging Face datasets are read row by row, whatever their size; of tables and Kaldi folders the
-    text stands in memory.
+    Lhotse cuts and Hugging Face datasets are read row by row, whatever their size; the text of tables and Kaldi folders
+    is held in memory.
 
     Raises:
-        UserError: as `read_corpus`, but for bad utterances.
+        UserError: As `read_corpus`, except for bad utterances.
     """
     name = str(path)
     source = Source.parse(name)
@@ -132,11 +144,13 @@ def open_corpus(path: Path | str) -> OpenCorpus:
         return OpenCorpus(name, read_jsonl(rows_of_file), cuts_of)
     if path.suffix.lower() in (".csv", ".tsv"):
         return OpenCorpus(name, read_csv(path), cuts_of)
-    raise UserError(f"{path} is of no known kind. Give {_KINDS}, a Kaldi folder, hf:DATASET, or lhotse:RECIPE:FOLDER.")
+    raise UserError(
+        f"{path} is of an unknown kind. Give {_KINDS}, a Kaldi folder, hf:DATASET, or lhotse:RECIPE:FOLDER."
+    )
 
 
 def _only_manifest(folder: Path) -> Path:
-    """The one file of Lhotse cuts in a folder."""
+    """Return the only file of Lhotse cuts in a folder."""
     manifests = [path for path in sorted(folder.glob("*.jsonl*")) if path.name.endswith((".jsonl", ".jsonl.gz"))]
     cuts = [path for path in manifests if is_manifest(JsonLines(path))]
     if len(cuts) == 1:

@@ -1,4 +1,4 @@
-"""Choosing utterances by their fields: `age<=15`, `accent!=en-us`."""
+"""Selection of utterances by their fields: `age<=15`, `accent!=en-us`."""
 
 import operator
 import re
@@ -7,6 +7,7 @@ from typing import Any
 
 from lhotse import CutSet
 
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.utterances import number_or_text
 from ssvd.errors import UserError
 
@@ -20,10 +21,10 @@ _ORDER: dict[str, Callable[[float, float], bool]] = {
 _STANDARD = ("speaker", "language", "gender", "text")
 
 
-def field_value(cut: Any, name: str) -> Any:
-    """The value of a field of a cut with one supervision; None where it has no such field.
+def field_value(cut: Cut, name: str) -> Any:
+    """Return the value of a field of a cut with one supervision; None if it has no such field.
 
-    Fields are id, duration (seconds), text, speaker, language, gender and the custom fields of the supervision or,
+    Fields are id, duration (in seconds), text, speaker, language, gender, and the custom fields of the supervision or,
     failing that, of the cut.
     """
     if name in ("id", "duration"):
@@ -38,7 +39,7 @@ def field_value(cut: Any, name: str) -> Any:
 
 
 def field_names(cuts: CutSet) -> list[str]:
-    """The names of the fields that at least one of the cuts has."""
+    """Return the names of the fields that at least one of the cuts has."""
     names = {"id", "duration"}
     for cut in cuts:
         supervision = cut.supervisions[0]
@@ -48,21 +49,21 @@ def field_names(cuts: CutSet) -> list[str]:
 
 
 def common_language(cuts: CutSet) -> str | None:
-    """The language that all utterances state; None where they state several, or some of them none."""
-    languages = {field_value(cut, "language") for cut in cuts}
+    """Return the language that all utterances state; None if they differ, or some of them state none."""
+    languages: set[str | None] = {field_value(cut, "language") for cut in cuts}
     return languages.pop() if len(languages) == 1 else None
 
 
 def select(cuts: CutSet, conditions: Sequence[str]) -> CutSet:
-    """The cuts that meet all conditions, in their order.
+    """Return the cuts that meet all conditions, in their order.
 
     A condition is a field, one of = == != < <= > >=, and a value: `age<=15`, `gender=f`, `duration<8`. Equality
     compares numbers as numbers and everything else as text; order needs numbers. A cut without the field, or with text
     where order needs a number, does not match, whatever the operator.
 
     Raises:
-        UserError: a condition cannot be read, names a field that no cut has, orders what is no number, or no cut meets
-            all conditions.
+        UserError: A condition cannot be read, names a field that no cut has, or orders what is not a number; or no cut
+            meets all conditions.
     """
     everything = cuts
     for condition in conditions:

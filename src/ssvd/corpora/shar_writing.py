@@ -1,4 +1,4 @@
-"""Writing utterances as Lhotse Shar, the way in which `shards` reads them."""
+"""Writing of utterances as Lhotse Shar, which `ssvd.corpora.readers.shards` reads."""
 
 import random
 import shutil
@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from lhotse.shar import SharWriter
 
 from ssvd.corpora.audio import decode
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.readers.shards import with_audio
 from ssvd.corpora.readers.tables import JsonLines, json_object
 from ssvd.errors import UserError
 
 
 def write_shar(
-    cuts: Iterable[Any],
+    cuts: Iterable[Cut],
     folder: Path,
     *,
     size: int = 500,
@@ -25,16 +25,18 @@ def write_shar(
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write utterances into shards, shuffled, and return how many shards there are.
+    """Write utterances into shards in random order, and return the number of shards.
 
-    Their audio is cut out, at its own sampling rate and with its channels, as FLAC of 16 bits. The folder appears when
-    all is written; until then FOLDER.partial holds the shards that are done, from which the same call goes on.
+    The segments are written as 16-bit FLAC, with their sampling rate and channels. The folder appears when everything
+    is written; until then FOLDER.partial holds the shards that are done, and the same call continues from there.
 
     Args:
-        size: Utterances a shard.
-        seed: Of their order.
-        workers: Threads.
-        on_progress: Called with (shards written, of how many).
+        cuts: The utterances.
+        folder: The folder to make.
+        size: Number of utterances per shard.
+        seed: Random seed of their order.
+        workers: Number of threads.
+        on_progress: Called with the number of shards written and the number of all shards.
 
     Raises:
         UserError: The folder exists already, or an utterance cannot be decoded.
@@ -46,21 +48,21 @@ def write_shar(
     shards = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    for begun in filter(Path.is_dir, list(partial.iterdir())):  # shards in which a call was killed
-        shutil.rmtree(begun)
+    for unfinished in filter(Path.is_dir, list(partial.iterdir())):  # shards in which a call was killed
+        shutil.rmtree(unfinished)
     names = [f"{number:06d}" for number in range(len(shards))]
-    with ThreadPoolExecutor(workers) as pool:  # libsndfile, which does the work, runs beside Python
+    with ThreadPoolExecutor(workers) as pool:  # libsndfile, which does the work, releases the GIL
         for done, _ in enumerate(pool.map(_write_shard, shards, [partial] * len(shards), names), start=1):
             if on_progress is not None:
                 on_progress(done, len(shards))
     for path in partial.iterdir():
-        if path.name.split(".")[1] not in names:  # of a call with smaller shards, which was stopped
+        if path.name.split(".")[1] not in names:  # from a stopped call with smaller shards
             path.unlink()
     partial.rename(folder)
     return len(shards)
 
 
-def _write_shard(cuts: list[Any], folder: Path, name: str) -> None:
+def _write_shard(cuts: list[Cut], folder: Path, name: str) -> None:
     done = folder / f"cuts.{name}.jsonl.gz"
     if done.exists() and _ids(done) == [cut.id for cut in cuts]:
         return
@@ -70,9 +72,9 @@ def _write_shard(cuts: list[Any], folder: Path, name: str) -> None:
                 try:
                     writer.write(with_audio(cut))
                 except Exception:
-                    decode(cut)  # which says what is wrong with the audio
+                    decode(cut)  # raises an error that says what is wrong with the audio
                     raise
-        for path in sorted(Path(temporary).iterdir(), reverse=True):  # the cuts last: with them the shard is done
+        for path in sorted(Path(temporary).iterdir(), reverse=True):  # the cuts come last: they mark the shard as done
             path.rename(folder / path.name)
 
 

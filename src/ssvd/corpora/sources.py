@@ -1,9 +1,10 @@
-"""Corpora that are named by more than a path: `hf:NAME?split=train`, `lhotse:RECIPE:/folder?option=value`."""
+"""Names of corpora that are more than a path: `hf:NAME?split=train`, `lhotse:RECIPE:/folder?option=value`."""
 
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from ssvd.errors import UserError
@@ -13,9 +14,15 @@ KINDS = ("hf", "lhotse")
 
 @dataclass(frozen=True)
 class Source:
-    """What KIND:NAME?OPTION=VALUE&OPTION=VALUE says; an option that is given again has several values.
+    """A parsed name KIND:NAME?OPTION=VALUE&OPTION=VALUE; an option that is given several times has several values.
 
     In options, %26 stands for & and %25 for %.
+
+    Attributes:
+        text: The name as it was given.
+        kind: "hf" or "lhotse".
+        name: What stands between the kind and the options.
+        options: The values of each option.
     """
 
     text: str
@@ -25,10 +32,10 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> "Source | None":
-        """The source that a text names; None for a path.
+        """Parse a name; return None for a path.
 
         Raises:
-            UserError: the name is missing or an option has no "=".
+            UserError: The name is missing, or an option has no "=".
         """
         kind, colon, rest = text.partition(":")
         if not colon or kind not in KINDS:
@@ -44,39 +51,52 @@ class Source:
             options.setdefault(unquote(option), []).append(unquote(value))
         return cls(text, kind, name, options)
 
-    def one(self, option: str) -> str | None:
-        """The value of an option, None where it is not given or empty; raises UserError where it is given twice."""
+    def value(self, option: str) -> str | None:
+        """Return the value of an option; None if it is not given or empty.
+
+        Raises:
+            UserError: The option is given twice.
+        """
         values = self.options.get(option, [])
         if len(values) > 1:
             raise UserError(f"{self.text} gives {option} twice.")
         return values[0] or None if values else None
 
     def require_known(self, known: Collection[str]) -> None:
-        """Raises UserError for an option that is none of these."""
+        """Raise UserError for an option that is not one of these."""
         if unknown := [option for option in self.options if option not in known]:
             raise UserError(f"{self.text} has the unknown option {unknown[0]!r}; there are {', '.join(known)}.")
 
 
 def short_names(paths: Sequence[str | Path], kind: str = "corpora") -> list[str]:
-    """A short name for each path or source, none twice, fit for a file: `train` for data/train.jsonl.gz.
+    """Return a unique short name for each path or source, fit for a file name: `train` for data/train.jsonl.gz.
+
+    Args:
+        paths: Paths and sources.
+        kind: What they are, for the error.
 
     Raises:
-        UserError: two are the same, or their names differ too far up; `kind` says what they are.
+        UserError: Two are the same, or their names only differ further up.
     """
-    stems, longer = zip(*map(_names, paths), strict=True) if paths else ((), ())
-    names = [stem if stems.count(stem) == 1 else long for stem, long in zip(stems, longer, strict=True)]
+    candidates = [_names(path) for path in paths]
+    stems = [candidate.short for candidate in candidates]
+    names = [name.short if stems.count(name.short) == 1 else name.longer for name in candidates]
     if len(set(names)) < len(names):
         raise UserError(f"Two {kind} have the same name; give each only once, or rename one.")
     return names
 
 
-def _names(path: str | Path) -> tuple[str, str]:
-    """A short name and a longer one."""
+class _Names(NamedTuple):
+    short: str
+    longer: str
+
+
+def _names(path: str | Path) -> _Names:
     source = Source.parse(str(path))
     if source is None:
         resolved = Path(path).resolve()
         stem = resolved.name if resolved.is_dir() else resolved.name.split(".")[0]
-        return stem, f"{resolved.parent.name}-{stem}"
+        return _Names(stem, f"{resolved.parent.name}-{stem}")
     name = source.name.partition(":")[0] if source.kind == "lhotse" else source.name.rstrip("/").rpartition("/")[2]
     options = [value for values in source.options.values() for value in values]
-    return name, re.sub(r"[^\w.+-]+", "-", "-".join([name, *options]))
+    return _Names(name, re.sub(r"[^\w.+-]+", "-", "-".join([name, *options])))

@@ -1,4 +1,7 @@
-"""What a corpus holds: hours, speakers, words, lengths, by any field. Utterances are counted one after another."""
+"""What a corpus holds: hours, speakers, words and lengths, in total and by field.
+
+Utterances are counted one after another, so that the size of a corpus does not matter.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -7,13 +10,16 @@ from functools import partial
 from typing import Any
 
 from ssvd.corpora.corpus import OpenCorpus, open_corpus
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import field_value
 from ssvd.corpora.sources import short_names
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
 from ssvd.grouping import UNKNOWN, Grouping
 
-_STEP = 0.1  # seconds, characters a second: how finely lengths and rates are counted
+_STEP = 0.1  # seconds, or characters a second: the resolution of lengths and rates
+_MOST_BINS = 40
+_BIN_WIDTHS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 1e6)
 
 
 @dataclass
@@ -21,8 +27,13 @@ class Holdings:
     """What some utterances hold.
 
     Attributes:
-        lengths: Utterances by tenths of a second, rounded down.
-        rates: Utterances by tenths of a character (blanks left out) a second, rounded down.
+        utterances: Their number.
+        seconds: Their total length.
+        words: Number of words.
+        speakers: The known speakers.
+        vocabulary: The different words, in folded case.
+        lengths: Number of utterances by length in tenths of a second, rounded down.
+        rates: Number of utterances by tenths of a character, without blanks, per second, rounded down.
     """
 
     utterances: int = 0
@@ -33,7 +44,8 @@ class Holdings:
     lengths: Counter[int] = field(default_factory=Counter)
     rates: Counter[int] = field(default_factory=Counter)
 
-    def add(self, cut: Any) -> None:
+    def add(self, cut: Cut) -> None:
+        """Count one more utterance."""
         supervision = cut.supervisions[0]
         text = supervision.text or ""
         words = text.casefold().split()
@@ -47,11 +59,11 @@ class Holdings:
         self.rates[_steps(sum(map(len, words)) / cut.duration)] += 1
 
     def length(self, share: float) -> float:
-        """The length in seconds, to a tenth, that this share of the utterances does not exceed."""
+        """Return the length in seconds, to a tenth, that this share of the utterances does not exceed."""
         return quantile(self.lengths, share)
 
     def as_dict(self) -> dict[str, Any]:
-        """Its numbers, ready for JSON."""
+        """Return the numbers, ready for JSON."""
         return {
             "utterances": self.utterances,
             "hours": round(self.seconds / 3600, 4),
@@ -67,7 +79,15 @@ class Holdings:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one corpus: all of it, and field -> value -> what its utterances hold; `unusable` rows were left out."""
+    """The statistics of one corpus.
+
+    Attributes:
+        name: A short name of the corpus.
+        total: What all of its utterances hold.
+        groups: What the utterances with each value of each field hold.
+        unusable: The rows that were left out.
+        notes: The assumptions that were made in reading, as sentences.
+    """
 
     name: str
     total: Holdings
@@ -76,12 +96,13 @@ class Statistics:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Its numbers, ready for JSON."""
+        """Return the numbers, ready for JSON."""
         return {
             "corpus": self.name,
             **self.total.as_dict(),
             "groups": {
-                name: {value: part.as_dict() for value, part in parts.items()} for name, parts in self.groups.items()
+                field: {value: holdings.as_dict() for value, holdings in values.items()}
+                for field, values in self.groups.items()
             },
             "unusable": len(self.unusable),
         }
@@ -95,44 +116,43 @@ def corpus_statistics(
     Args:
         corpora: What `read_corpus` takes.
         by: Fields to break down by, with bands or without: `gender`, `age:6-10,11-15`.
-        on_progress: Called with the corpus and its utterances counted so far.
+        on_progress: Called with the corpus and the number of its utterances counted so far.
 
     Raises:
-        UserError: a corpus cannot be opened or holds no usable utterance, or none of all has one of the fields.
+        UserError: A corpus cannot be opened or holds no usable utterance, or no utterance has one of the fields.
     """
     groupings = {text: Grouping.parse(text) for text in by}
     names = short_names(corpora)
-    found = [
+    statistics = [
         _count(name, open_corpus(corpus), groupings, partial(on_progress, corpus) if on_progress else None)
         for name, corpus in zip(names, corpora, strict=True)
     ]
     for text, grouping in groupings.items():
-        if all(one.groups[text].keys() <= {UNKNOWN} for one in found):
+        if all(corpus.groups[text].keys() <= {UNKNOWN} for corpus in statistics):
             raise UserError(f"No utterance has the field {grouping.field!r}.")
-    return found
+    return statistics
 
 
 def _count(
     name: str, corpus: OpenCorpus, groupings: Mapping[str, Grouping], on_progress: Callable[[int], None] | None
 ) -> Statistics:
     total = Holdings()
-    groups: dict[str, dict[tuple[Any, str], Holdings]] = {text: {} for text in groupings}
-    unusable = []
+    groups: dict[str, dict[tuple[tuple[int, float, str], str], Holdings]] = {text: {} for text in groupings}
+    unusable: list[Skipped] = []
     for item in corpus.cuts(corpus.rows):
         if isinstance(item, Skipped):
             unusable.append(item)
             continue
-        cut = item[1]
-        total.add(cut)
+        total.add(item.cut)
         for text, grouping in groupings.items():
-            group = grouping.group(field_value(cut, grouping.field))
-            groups[text].setdefault(group, Holdings()).add(cut)
+            group = grouping.group(field_value(item.cut, grouping.field))
+            groups[text].setdefault(group, Holdings()).add(item.cut)
         if on_progress is not None:
             on_progress(total.utterances)
     if total.utterances == 0:
         first = f" The first: {unusable[0].where}: {unusable[0].reason}." if unusable else ""
         raise UserError(f"{corpus.name} holds no usable utterance.{first}")
-    ordered = {text: {label: parts[key, label] for key, label in sorted(parts)} for text, parts in groups.items()}
+    ordered = {text: {label: values[key, label] for key, label in sorted(values)} for text, values in groups.items()}
     return Statistics(name, total, ordered, unusable, corpus.notes)
 
 
@@ -141,7 +161,7 @@ def _steps(value: float) -> int:
 
 
 def quantile(counts: Counter[int], share: float) -> float:
-    """The value, in steps of a tenth, that this share of what was counted does not exceed; 0 for the least."""
+    """Return the value, in steps of a tenth, that a share of what was counted does not exceed; share 0 is the least."""
     rank = max(1, share * counts.total())
     for step in sorted(counts):
         rank -= counts[step]
@@ -151,7 +171,7 @@ def quantile(counts: Counter[int], share: float) -> float:
 
 
 def binned(counts: Counter[int], width: float) -> dict[float, int]:
-    """Counts of tenths in bins of `width`, a multiple of a tenth, by the start of the bin; all from 0 to the last."""
+    """Count tenths in bins from 0 on, by the start of the bin; the width is a multiple of a tenth."""
     steps = round(width / _STEP)
     bins: Counter[int] = Counter()
     for step, count in counts.items():
@@ -160,6 +180,6 @@ def binned(counts: Counter[int], width: float) -> dict[float, int]:
 
 
 def bin_width(counts: Counter[int]) -> float:
-    """A width of bins that takes few enough of them to look at."""
+    """Return a width that gives few enough bins to look at."""
     longest = max(counts) * _STEP
-    return next(width for width in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 1e6) if longest / width < 40)
+    return next(width for width in _BIN_WIDTHS if longest / width < _MOST_BINS)

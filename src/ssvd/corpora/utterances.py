@@ -1,4 +1,4 @@
-"""From the utterances that a table or a Kaldi folder describes to checked Lhotse cuts."""
+"""Utterances as a table or a Kaldi folder describes them, and the checked Lhotse cuts that are made from them."""
 
 import math
 import re
@@ -8,25 +8,35 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lhotse import CutSet, Recording, SupervisionSegment
 
 from ssvd.corpora.audio import is_file, read_recording
+from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.files import Journal
 
-# Times in transcripts are rounded; a segment may end this many seconds after its recording and is then clipped.
+# Times in transcripts are rounded: a segment may end this many seconds after its recording, and is then clipped.
 ROUNDING = 0.1
+
+_READERS = 8  # threads
+
+FieldValue = int | float | str
+"""The value of a custom field."""
 
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An utterance that is left out: `where` is file:row, `reason` a sentence without its full stop.
+    """An utterance that is left out.
 
-    It is bad, unless a `rule` of its corpus ("no transcript", "over 30 s") leaves it out: that is no mistake.
+    Attributes:
+        where: The file and row.
+        reason: A sentence without its full stop.
+        id: The id of the utterance; "" if it is not known.
+        rule: The rule of its corpus that leaves it out, such as "no transcript" or "over 30 s"; "" for a bad utterance.
     """
 
     where: str
@@ -37,16 +47,45 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Utterances (one cut with one supervision each, in the order of the source) and those left out."""
+    """Utterances and what was left out.
+
+    Attributes:
+        cuts: One cut with one supervision for each utterance, in the order of the source.
+        skipped: The utterances that were left out.
+        notes: The assumptions that were made in reading, as sentences.
+    """
 
     cuts: CutSet
     skipped: list[Skipped]
-    notes: tuple[str, ...] = ()  # what reading took for granted, in sentences
+    notes: tuple[str, ...] = ()
+
+
+class LocatedCut(NamedTuple):
+    """A cut with one supervision, and the file and row that describe it."""
+
+    where: str
+    cut: Cut
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance as a data file describes it, its audio not yet looked at. Times in seconds."""
+    """One utterance as a data file describes it, before its audio is read. Times are in seconds.
+
+    Attributes:
+        where: The file and row.
+        id: The id of the utterance.
+        path: The audio file.
+        text: The transcript.
+        recording_id: The id of the recording.
+        start: Where it starts in the recording.
+        duration: Its length; None for the rest of the recording.
+        speaker: The speaker, if known.
+        language: The language, if known.
+        gender: The gender of the speaker, if known.
+        fields: All other fields.
+        part: train, dev or test if its corpus states that; otherwise "".
+        longest: The length above which a rule leaves the utterance out.
+    """
 
     where: str
     id: str
@@ -54,17 +93,17 @@ class Utterance:
     text: str
     recording_id: str
     start: float = 0.0
-    duration: float | None = None  # None: until the recording ends
+    duration: float | None = None
     speaker: str | None = None
     language: str | None = None
     gender: str | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    part: str = ""  # train, dev or test, where its corpus says so
-    longest: float = math.inf  # seconds; longer ones are left out by rule
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    part: str = ""
+    longest: float = math.inf
 
 
-def number_or_text(value: str) -> int | float | str:
-    """12 for "12" and 1.5 for "1.5", but "0005" (an identifier), "nan" and "" as they are."""
+def number_or_text(value: str) -> FieldValue:
+    """Turn "12" and "1.5" into numbers; leave "0005" (an identifier), "nan" and "" as they are."""
     if not _NUMBER.fullmatch(value):
         return value
     return float(value) if set(value) & set(".eE") else int(value)
@@ -76,20 +115,21 @@ def cuts_of(
     *,
     outside: str = "",
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[tuple[str, Any] | Skipped]:
-    """(where, cut) for each utterance whose audio is in order; each file's header is read once.
+) -> list[LocatedCut | Skipped]:
+    """Make a cut of each utterance whose audio is valid; the header of each file is read once.
 
     Args:
-        cache: A file that keeps the headers read so far, for when this is interrupted.
-        outside: The rule by which segments beyond the end of their recording are left out; "": they are bad.
-        on_progress: Called with (headers read, of how many).
+        utterances: Skipped ones are returned as they are.
+        cache: A file that keeps the headers read so far, so that an interrupted call can continue.
+        outside: The rule that leaves out segments beyond the end of their recording; "" if they are bad.
+        on_progress: Called with the number of headers read and the number of all headers.
     """
     utterances = list(utterances)
     paths = {item.path: item.recording_id for item in utterances if isinstance(item, Utterance)}
-    with ThreadPoolExecutor(8) as pool, Journal(cache) if cache is not None else nullcontext() as journal:
+    with ThreadPoolExecutor(_READERS) as pool, Journal(cache) if cache is not None else nullcontext() as journal:
         headers = {} if journal is None else _known_headers(paths, journal.rows)
         unread = [path for path in paths if path not in headers]
-        # Opening files is waiting, most of all on a network disk.
+        # Opening files is mostly waiting, in particular on a network disk.
         for path, header in zip(unread, pool.map(lambda path: _header(path, paths[path]), unread), strict=True):
             headers[path] = header
             if journal is not None and isinstance(header, Recording):
@@ -100,7 +140,7 @@ def cuts_of(
 
 
 def _known_headers(paths: Iterable[Path], rows: Iterable[Mapping[str, Any]]) -> dict[Path, Recording | str]:
-    """The headers, out of rows that were written before, of those files that have not changed since."""
+    """Return the headers, from rows that were written before, of the files that have not changed since."""
     recordings = {tuple(row["state"]): row["recording"] for row in rows}
     known = {path: recordings.get(tuple(_state(path))) for path in paths if recordings and is_file(path)}
     return {path: Recording.from_dict(recording) for path, recording in known.items() if recording is not None}
@@ -118,12 +158,12 @@ def _header(path: Path, recording_id: str) -> Recording | str:
         return str(error)
 
 
-def _cut(utterance: Utterance, recording: Recording | str, outside: str) -> tuple[str, Any] | Skipped:
+def _cut(utterance: Utterance, recording: Recording | str, outside: str) -> LocatedCut | Skipped:
     if isinstance(recording, str):
         return Skipped(utterance.where, recording, utterance.id)
     start, whole = utterance.start, recording.duration
     end = whole if utterance.duration is None else start + utterance.duration
-    if not (0 <= start < min(end, whole) and end <= whole + ROUNDING):  # so written, NaN is refused too
+    if not (0 <= start < min(end, whole) and end <= whole + ROUNDING):  # written so that NaN is refused too
         reason = f"its segment, {start:g} to {end:g} s, is empty or outside its recording, 0 to {whole:g} s"
         return Skipped(utterance.where, reason, utterance.id, outside)
     duration = round(min(end, whole) - start, 8)
@@ -146,18 +186,16 @@ def _cut(utterance: Utterance, recording: Recording | str, outside: str) -> tupl
             custom=dict(utterance.fields) or None,
         )
     ]
-    return utterance.where, cut
+    return LocatedCut(utterance.where, cut)
 
 
-def collect(
-    items: Iterable[tuple[str, Any] | Skipped], source: str, notes: Sequence[str] = (), *, skip_bad: bool
-) -> Corpus:
-    """The corpus of those cuts that have a text and an id of their own.
+def collect(items: Iterable[LocatedCut | Skipped], source: str, notes: Sequence[str] = (), *, skip_bad: bool) -> Corpus:
+    """Collect the cuts that have a text and a unique id.
 
     Raises:
-        UserError: an utterance is bad and `skip_bad` is false, or none remains.
+        UserError: An utterance is bad and `skip_bad` is false, or none remains.
     """
-    cuts: dict[str, Any] = {}
+    cuts: dict[str, Cut] = {}
     first_seen: dict[str, str] = {}
     skipped: list[Skipped] = []
     for item in items:
@@ -168,17 +206,17 @@ def collect(
         if not (cut.supervisions[0].text or "").strip():
             skipped.append(Skipped(where, f"utterance {cut.id} has no text", cut.id))
         elif cut.id in cuts:
-            skipped.append(Skipped(where, f"the id {cut.id} is taken already by {first_seen[cut.id]}", cut.id))
+            skipped.append(Skipped(where, f"the id {cut.id} is already taken by {first_seen[cut.id]}", cut.id))
         else:
             cuts[cut.id], first_seen[cut.id] = cut, where
     bad = [item for item in skipped if not item.rule]
     total = len(cuts) + len(bad)
     if not cuts and not bad:
         rules = ", ".join(f"{count} {rule}" for rule, count in Counter(item.rule for item in skipped).items())
-        left_out = f" to use; its rules leave out all: {rules}" if rules else ""
+        left_out = f" that can be used; its rules leave out all of them: {rules}" if rules else ""
         raise UserError(f"{source} holds no utterances{left_out}.")
     if bad and (not skip_bad or not cuts):
         count = f"{len(bad)} of {total} utterances are bad" if len(bad) > 1 else f"1 bad utterance of {total}"
-        advice = "" if not cuts else " Correct this, or leave such utterances out with --skip-bad."
+        advice = "" if not cuts else " Correct this, or leave out such utterances with the option skip_bad."
         raise UserError(f"{bad[0].where}: {bad[0].reason} ({count}).{advice}")
     return Corpus(CutSet.from_cuts(cuts.values()), skipped, tuple(notes))

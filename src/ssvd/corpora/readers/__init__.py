@@ -1,1 +1,1 @@
-"""Readers of corpora, one file a format."""
+"""Readers of corpora: one file for each kind of source."""

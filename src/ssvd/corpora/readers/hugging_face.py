@@ -1,8 +1,8 @@
 """Hugging Face datasets, on the hub or in a folder, read row by row: nothing is downloaded before it is needed.
 
-Audio that has a file of its own is used where it is. Audio inside of a dataset, or on the hub, is written once, as it
-is, into `$SSVD_AUDIO`, by default `~/.local/share/ssvd/audio`, under a name made from its content. The cuts name those
-files: they are data, not a cache.
+Audio in separate files is used where it is. Audio inside of a dataset, or on the hub, is written once, unchanged, to
+`$SSVD_AUDIO`, by default `~/.local/share/ssvd/audio`, under a name that is made from its content. The cuts refer to
+those files: they are data, not a cache.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import soundfile
 
@@ -21,7 +21,7 @@ from ssvd.corpora.utterances import Skipped, Utterance, number_or_text
 from ssvd.errors import UserError
 from ssvd.files import whole_file
 
-# Names under which datasets of speech keep what is wanted, the most telling first.
+# The usual names of columns in datasets of speech, the most specific first.
 _USUAL = {
     "audio": ("audio", "speech", "file", "path", "file_name", "audio_path", "wav"),
     "text": ("text", "sentence", "transcription", "transcript", "transcripts", "normalized_text", "raw_text", "label"),
@@ -32,25 +32,43 @@ _USUAL = {
 }
 _OPTIONS = ("name", "split", "revision", "limit", "store", *_USUAL)
 _ROWS_AT_ONCE = 16  # each with its audio
+_LONGEST_REASON = 400  # characters of an error of another library
+
+
+class _Audio(NamedTuple):
+    """A file, and the name of the audio in the dataset, which may be empty."""
+
+    path: Path
+    name: str
+
+
+class _Split(NamedTuple):
+    """A split: its name, and its data with `features` and rows that are not decoded."""
+
+    name: str
+    data: Any
 
 
 class HuggingFaceRows:
-    """The utterances of one split of a Hugging Face dataset, read anew by each iteration.
+    """The utterances of one split of a Hugging Face dataset, read again by each iteration.
 
-    `hf:NAME?name=CONFIGURATION&split=SPLIT&text=COLUMN`, where NAME is a folder (of Parquet or Arrow files, written by
-    `save_to_disk`, or with audio files and a `metadata.csv`) or the name of a dataset on the hub. Options:
+    The source is `hf:NAME?name=CONFIGURATION&split=SPLIT&text=COLUMN`, where NAME is a folder (of Parquet or Arrow
+    files, written by `save_to_disk`, or with audio files and a `metadata.csv`) or a dataset on the hub. Options:
 
-    - `name`, `split`, `revision`: of the dataset; name and split may be left out where there is only one.
-    - `audio`, `text`, `id`, `speaker`, `language`, `gender`: the columns that hold them. Those not named are looked
-      for under their usual names, and `notes` says which were taken; an empty value (`speaker=`) takes none.
-    - `limit`: read so many rows at most.
-    - `store`: the folder for audio that has no file of its own, instead of the usual one.
+    - `name`, `split`, `revision`: those of the dataset; name and split may be omitted if there is only one.
+    - `audio`, `text`, `id`, `speaker`, `language`, `gender`: the columns that hold them. Columns that are not given are
+      looked for under their usual names, and `notes` says which were used; an empty value (`speaker=`) uses none.
+    - `limit`: maximum number of rows.
+    - `store`: the folder for audio that is not in a separate file, instead of the usual one.
 
-    Every other column of texts, numbers or classes becomes a field. Without a column of ids, an utterance is named by
-    its audio file, failing that by split and row.
+    Every other column of texts, numbers or classes becomes a field. Without a column of ids, an utterance is named
+    after its audio file or, failing that, after the split and row.
+
+    Attributes:
+        notes: Which columns are used, as sentences.
 
     Raises:
-        UserError: the `datasets` library is missing, an option is unknown, there is no such dataset, configuration,
+        UserError: The library `datasets` is missing, an option is unknown, there is no such dataset, configuration,
             split or column, or it cannot be reached.
     """
 
@@ -58,30 +76,30 @@ class HuggingFaceRows:
         source.require_known(_OPTIONS)
         self._source = source
         self._name = source.name
-        self._limit = _count(source)
-        self._store = Path(source.one("store") or _store())
+        self._limit = _row_limit(source)
+        self._store = Path(source.value("store") or _default_store())
         self._split, self._data = _load(source)
-        self._columns = self._choose()
+        self._columns = self._choose_columns()
         named = ", ".join(f"{role} = {column}" for role, column in self._columns.items())
-        guessed = any(role not in source.options for role in self._columns)
-        advice = "; name others as text=COLUMN" if guessed else ""
+        unnamed = any(role not in source.options for role in self._columns)
+        advice = "; choose others with text=COLUMN" if unnamed else ""
         self.notes: tuple[str, ...] = (f"hf:{self._name}, split {self._split}: {named}{advice}.",)
 
     def __iter__(self) -> Iterator[Utterance | Skipped]:
         rows = enumerate(_rows(self._source.text, self._data), start=1)
         return (self._utterance(number, row) for number, row in islice(rows, self._limit))
 
-    def _choose(self) -> dict[str, str]:
-        """Role -> column, of the roles that have one."""
+    def _choose_columns(self) -> dict[str, str]:
+        """Return the column of each role that has one."""
         from datasets import Audio
 
-        features = self._data.features or {}  # streams of some formats do not know theirs
+        features = self._data.features or {}  # streams of some formats do not know them
         columns = list(features) or list(next(_rows(self._source.text, self._data), {}))
         typed = [name for name, feature in features.items() if isinstance(feature, Audio)]
         chosen = {}
         for role, usual in _USUAL.items():
             if role in self._source.options:
-                column = self._source.one(role)
+                column = self._source.value(role)
                 if column is not None and column not in columns:
                     raise UserError(f"hf:{self._name} has no column {column!r}; there are {', '.join(columns)}.")
             else:
@@ -92,7 +110,7 @@ class HuggingFaceRows:
         for role in ("audio", "text"):
             if role not in chosen:
                 raise UserError(
-                    f"hf:{self._name} has no column with a usual name for the {role}; name it as {role}=COLUMN. There "
+                    f"hf:{self._name} has no column with a usual name for the {role}; give it as {role}=COLUMN. There "
                     f"are {', '.join(columns)}."
                 )
         return chosen
@@ -103,11 +121,11 @@ class HuggingFaceRows:
         try:
             path, name = self._audio(row[self._columns["audio"]])
         except (OSError, ValueError) as error:
-            return Skipped(where, f"its audio cannot be had ({error})")
+            return Skipped(where, f"its audio cannot be read ({error})")
         used = set(self._columns.values())
-        by_file = PurePosixPath(name).with_suffix("").as_posix() if name else ""
-        if not by_file or path.is_relative_to(self._store):  # names of files within a dataset are often not unique
-            by_file = "-".join(filter(None, (self._split, str(number), by_file)))
+        default_id = PurePosixPath(name).with_suffix("").as_posix() if name else ""
+        if not default_id or path.is_relative_to(self._store):  # names of files within a dataset are often not unique
+            default_id = "-".join(filter(None, (self._split, str(number), default_id)))
 
         def text_of(role: str) -> str | None:
             value = values.get(self._columns.get(role, ""))
@@ -115,7 +133,7 @@ class HuggingFaceRows:
 
         return Utterance(
             where=where,
-            id=text_of("id") or by_file,
+            id=text_of("id") or default_id,
             path=path,
             text=text_of("text") or "",
             recording_id=name or path.stem,
@@ -130,89 +148,88 @@ class HuggingFaceRows:
         )
 
     def _readable(self, column: str, value: Any) -> Any:
-        """A value as people read it: of a class its name."""
+        """Return the name of a class, and any other value as it is."""
         names = getattr((self._data.features or {}).get(column), "names", None)
         return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
 
-    def _audio(self, value: Any) -> tuple[Path, str]:
-        """(file, name in the dataset or "") of the audio of a row.
+    def _audio(self, value: Any) -> _Audio:
+        """Return the audio of a row, after writing it to a file if it has none.
 
         Raises:
-            ValueError: there is none.
-            OSError: it cannot be read or written.
+            ValueError: There is none.
+            OSError: It cannot be read or written.
         """
         if isinstance(value, str):
             value = {"path": value}
         data, name = (value.get("bytes"), value.get("path") or "") if isinstance(value, dict) else (None, "")
         if data is not None:
-            return _stored(self._store, data, name), name
+            return _Audio(_stored(self._store, data, name), name)
         if not name:
             raise ValueError("the column holds neither a file nor the content of one")
         folder = Path(self._name)
         for path in (Path(name), folder / name):
             if is_file(path):
                 inside = path.is_relative_to(folder)
-                return path.absolute(), path.relative_to(folder).as_posix() if inside else path.name
+                return _Audio(path.absolute(), path.relative_to(folder).as_posix() if inside else path.name)
         if "://" not in name:
             raise ValueError(f"there is no audio file {name}")
         import fsspec
 
         with fsspec.open(name) as file:
-            return _stored(self._store, file.read(), name), PurePosixPath(name.partition("::")[0]).name
+            return _Audio(_stored(self._store, file.read(), name), PurePosixPath(name.partition("::")[0]).name)
 
 
-def _count(source: Source) -> int | None:
-    limit = source.one("limit")
+def _row_limit(source: Source) -> int | None:
+    limit = source.value("limit")
     if limit is not None and not (limit.isdecimal() and int(limit)):
         raise UserError(f"In {source.text}, limit must be a number of rows, 1 or more.")
     return None if limit is None else int(limit)
 
 
-def _store() -> Path:
+def _default_store() -> Path:
     return Path(os.environ.get("SSVD_AUDIO") or Path.home() / ".local" / "share" / "ssvd" / "audio")
 
 
-def _load(source: Source) -> tuple[str, Any]:
-    """(name of the split, the split): with `features`, and rows that are not decoded."""
+def _load(source: Source) -> _Split:
     try:
         import datasets
     except ImportError:
         raise UserError(
             "Reading Hugging Face datasets needs the library datasets; install it with: pip install 'ssvd[hf]'"
         ) from None
-    folder, split, config = Path(source.name), source.one("split"), source.one("name")
+    folder, split, config = Path(source.name), source.value("split"), source.value("name")
     try:
-        if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):  # by save_to_disk
+        if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):  # written by save_to_disk
             data = datasets.load_from_disk(str(folder))
             data = data if isinstance(data, dict) else {str(data.split or "all"): data}
             data = {split: data[split]} if split in data else data
         else:
             data = datasets.load_dataset(
-                source.name, config, split=split, revision=source.one("revision"), streaming=True
+                source.name, config, split=split, revision=source.value("revision"), streaming=True
             )
-    except Exception as error:  # files, the hub and the library have many kinds
+    except Exception as error:  # files, the hub and the library raise many kinds
         raise UserError(f"{source.text} cannot be read: {_reason(error)}") from error
     if not isinstance(data, dict):
-        return str(split), data
+        return _Split(str(split), data)
     if split is not None and split not in data:
         raise UserError(f"{source.text} has no split {split!r}; there is {', '.join(data)}.")
     if len(data) > 1:
         raise UserError(f"{source.text} must name a split, as split={next(iter(data))}; there are {', '.join(data)}.")
-    return next(iter(data.items()))
+    return _Split(*next(iter(data.items())))
 
 
 def _rows(name: str, data: Any) -> Iterator[dict[str, Any]]:
-    # As Arrow tables: rows of Python objects would be decoded, by a library that needs FFmpeg.
+    # Arrow tables, because rows of Python objects would be decoded by a library that needs FFmpeg.
     tables: Iterable[Any] = iter(data.with_format("arrow").iter(_ROWS_AT_ONCE))
     try:
         for table in tables:
             yield from table.to_pylist()
-    except Exception as error:  # as when loading; the rows before are given
+    except Exception as error:  # as when loading; the rows before it are yielded
         raise UserError(f"{name} cannot be read further: {_reason(error)}") from error
 
 
 def _stored(folder: Path, data: bytes, name: str) -> Path:
-    """The file with this content, written where it is missing."""
+    """Return the file with this content, after writing it if it is missing."""
     digest = hashlib.sha256(data).hexdigest()
     path = folder / digest[:2] / f"{digest}{PurePosixPath(name).suffix.lower() or _suffix(data)}"
     if not (is_file(path) and path.stat().st_size == len(data)):
@@ -230,4 +247,4 @@ def _suffix(data: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:400].rstrip(".") + "."
+    return " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".") + "."

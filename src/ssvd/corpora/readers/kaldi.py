@@ -1,27 +1,28 @@
 """Kaldi and ESPnet data folders.
 
-Lhotse reads these folders too; here every `spk2*` and `utt2*` file is kept, the sampling rate comes from the audio,
-nothing is run, and what is wrong is told by file and line.
+Lhotse reads these folders too. This reader keeps every `spk2*` and `utt2*` file, takes the sampling rate from the
+audio, runs no commands, and reports errors by file and line.
 """
 
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ssvd.corpora.audio import is_file
 from ssvd.corpora.readers.text_files import is_utf8, read_lines
 from ssvd.corpora.utterances import Skipped, Utterance, number_or_text
 
-# Who speaks is read on its own; lengths come from the audio.
+# Speakers are read separately; lengths come from the audio.
 _NO_FIELDS = {"spk2utt", "utt2spk", "utt2dur", "utt2num_frames", "utt2num_samples"}
 
 
 def read_kaldi(folder: Path) -> list[Utterance | Skipped]:
-    """Utterances of a folder with `text` and `wav.scp`, in the order of `text`.
+    """Read the utterances of a folder with `text` and `wav.scp`, in the order of `text`.
 
-    `utt2spk` and `segments` are used where present. Each other file `spk2X` or `utt2X` gives a field X (`utt2X` wins);
-    `lang` is called `language`. Relative paths in `wav.scp` are looked for in the folder, then in its parent, then in
-    the working directory. Shell commands in `wav.scp` are refused.
+    `utt2spk` and `segments` are used if present. Each other file `spk2X` or `utt2X` gives a field X, for which `utt2X`
+    takes precedence; `lang` becomes `language`. Relative paths in `wav.scp` are looked for in the folder, then in its
+    parent, then in the working directory. Shell commands in `wav.scp` are refused.
     """
     data = _Folder(folder)
     listing = data.segments if data.segments is not None else data.audio
@@ -29,6 +30,14 @@ def read_kaldi(folder: Path) -> list[Utterance | Skipped]:
     return [data.utterance(name) for name in data.text.lines] + [
         Skipped(listing.where(name), f"{name} is not in {data.text.path}") for name in untranscribed
     ]
+
+
+class _Segment(NamedTuple):
+    """A segment of a recording, in seconds; without a duration, the rest of the recording."""
+
+    recording: str
+    start: float
+    duration: float | None
 
 
 class _Table:
@@ -50,7 +59,12 @@ class _Table:
         return f"{self.path}:{self.lines[name][0]}"
 
     def value(self, name: str) -> str:
-        """Raises _FaultError if the line is bad, KeyError if there is none."""
+        """Return the value of a name.
+
+        Raises:
+            _FaultError: The line is bad.
+            KeyError: There is no such line.
+        """
         if name in self.faults:
             raise _FaultError(self.faults[name])
         return self.lines[name][1]
@@ -110,14 +124,14 @@ class _Folder:
             fields={field: number_or_text(value) for field, value in fields.items()},
         )
 
-    def _segment(self, name: str) -> tuple[str, float, float | None]:
-        """(recording, start, duration) of an utterance."""
+    def _segment(self, name: str) -> _Segment:
         if self.segments is None:
-            return name, 0.0, None
+            return _Segment(name, 0.0, None)
         line = self._required(self.segments, name, name)
         try:
             recording, start, end = line.split()
-            return recording, float(start), None if float(end) == -1 else float(end) - float(start)  # -1: to the end
+            duration = None if float(end) == -1 else float(end) - float(start)  # -1 means the end of the recording
+            return _Segment(recording, float(start), duration)
         except ValueError:
             reason = f"the line of {name} must be: utterance recording start end"
             raise _FaultError(Skipped(self.segments.where(name), reason)) from None

@@ -1,4 +1,4 @@
-"""Cuts in Lhotse's own format: JSON Lines, gzipped or not."""
+"""Cuts in the format of Lhotse: JSON Lines, gzipped or not, and Lhotse Shar."""
 
 import codecs
 import gzip
@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lhotse import CutSet, MonoCut, MultiCut, SupervisionSegment
 from lhotse.audio import AudioSource
@@ -15,27 +14,29 @@ from lhotse.serialization import deserialize_item, save_to_jsonl
 from lhotse.utils import fastcopy
 
 from ssvd.corpora.audio import is_file
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.readers.shards import shard_of, shard_source
-from ssvd.corpora.readers.tables import JsonLines, json_object
-from ssvd.corpora.utterances import ROUNDING, Skipped
+from ssvd.corpora.readers.tables import JsonLines, JsonObject, Line, json_object
+from ssvd.corpora.utterances import ROUNDING, LocatedCut, Skipped
 from ssvd.errors import UserError
 from ssvd.files import whole_file
 
 
 def is_manifest(lines: JsonLines) -> bool:
-    """Whether lines are Lhotse's, going by the first that is a JSON object; a table has path and text."""
+    """Return whether lines are cuts of Lhotse, judging by the first JSON object; a table has path and text."""
     first = lines.first() or {}
     return not {"path", "text"} <= first.keys() and not {"supervisions", "recording", "sources"}.isdisjoint(first)
 
 
-def read_manifest(folder: Path, lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any] | Skipped]:
-    """(where, cut) for each supervision of each cut, one after another.
+def read_manifest(folder: Path, lines: Iterable[Line]) -> Iterator[LocatedCut | Skipped]:
+    """Yield a cut for each supervision of each cut.
 
-    A cut with several supervisions is split into one cut each. Headers are not read again: only that the audio exists
-    is checked. Relative audio paths are looked for in the working directory, as Lhotse does, then in `folder`.
+    A cut with several supervisions is split into one cut each. Audio files must exist, but their headers are not read
+    again. Relative audio paths are looked for in the working directory, as Lhotse does, then in `folder`.
 
     Args:
-        lines: (where, JSON of a cut).
+        folder: The folder of the manifest.
+        lines: The JSON of a cut each.
     """
     for where, line in lines:
         row = json_object(line)
@@ -45,14 +46,14 @@ def read_manifest(folder: Path, lines: Iterable[tuple[str, str]]) -> Iterator[tu
             cut = _cut(folder, row)
         except ValueError as error:
             yield Skipped(where, str(error))
-        except Exception as error:  # Lhotse trusts its files: any other kind of error shows a damaged one
+        except Exception as error:  # Lhotse trusts its files: any other error means a damaged one
             yield Skipped(where, f"the line is not a cut of Lhotse ({error!r})")
         else:
             for segment in cut.supervisions:
                 yield _utterance(where, cut, segment)
 
 
-def _cut(folder: Path, row: dict[str, Any]) -> Any:
+def _cut(folder: Path, row: JsonObject) -> Cut:
     cut = deserialize_item(row)
     if not isinstance(cut, MonoCut | MultiCut):
         raise ValueError(
@@ -63,24 +64,24 @@ def _cut(folder: Path, row: dict[str, Any]) -> Any:
     texts = [cut.id, *(value for segment in cut.supervisions for value in (segment.id, segment.text or ""))]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"ids and texts of cut {cut.id} must be text")
-    sources = [_found(source, folder, cut.id) for source in cut.recording.sources]
+    sources = [_located(source, folder, cut.id) for source in cut.recording.sources]
     if any(isinstance(transform, ReverbWithImpulseResponse) for transform in cut.recording.transforms or []):
         raise ValueError(
-            f"cut {cut.id} brings an impulse response, which can be a command; use --augment reverb=FOLDER"
+            f"cut {cut.id} brings an impulse response, which can be a command; augment the audio in training instead"
         )
     if cut.duration <= 0 or cut.start < 0 or cut.end > cut.recording.duration + ROUNDING:
         recording = f"0 to {cut.recording.duration:g} s"
         raise ValueError(
             f"cut {cut.id}, {cut.start:g} to {cut.end:g} s, is empty or outside its recording, {recording}"
         )
-    cut.recording = replace(cut.recording, sources=sources)
-    return cut
+    located: Cut = fastcopy(cut, recording=replace(cut.recording, sources=sources))
+    return located
 
 
-def _utterance(where: str, cut: Any, segment: SupervisionSegment) -> tuple[str, Any] | Skipped:
-    """The part of a cut that one of its supervisions is about; where it has no other, under the id of the cut."""
+def _utterance(where: str, cut: Cut, segment: SupervisionSegment) -> LocatedCut | Skipped:
+    """Return the part of a cut that a supervision covers; if it has no other, under the id of the cut."""
     start, end = max(0.0, segment.start), min(segment.end, cut.duration)
-    alone = len(cut.supervisions) == 1  # then it may be longer than the cut: what Lhotse truncates is so
+    alone = len(cut.supervisions) == 1  # then it may be longer than the cut, as when Lhotse truncates cuts
     inside = alone or (segment.start >= -ROUNDING and segment.end <= cut.duration + ROUNDING)
     if not (start < end and inside):
         reason = (
@@ -89,13 +90,13 @@ def _utterance(where: str, cut: Any, segment: SupervisionSegment) -> tuple[str, 
         )
         return Skipped(where, reason, segment.id)
     if alone and start <= ROUNDING and end >= cut.duration - ROUNDING and segment.channel == cut.channel:
-        return where, cut
+        return LocatedCut(where, cut)
     clipped = fastcopy(segment, start=start, duration=round(end - start, 8))
-    (one,) = fastcopy(cut, supervisions=[clipped]).trim_to_supervisions(keep_overlapping=False)
-    return where, (one.with_id(cut.id) if alone else one)
+    (trimmed,) = fastcopy(cut, supervisions=[clipped]).trim_to_supervisions(keep_overlapping=False)
+    return LocatedCut(where, trimmed.with_id(cut.id) if alone else trimmed)
 
 
-def _found(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:
+def _located(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:
     tar = shard_of(source)
     if tar is not None:
         if not is_file(tar):
@@ -111,7 +112,7 @@ def _found(source: AudioSource, folder: Path, cut_id: str) -> AudioSource:
 
 
 class SharRows:
-    """(file:line, JSON of a cut) of each cut of Lhotse Shar, which says where in a shard its audio lies.
+    """The cuts of Lhotse Shar as lines of JSON, in which the source of a recording is its place in a shard.
 
     Raises:
         UserError: A shard is missing.
@@ -122,13 +123,13 @@ class SharRows:
         for cuts in sorted(folder.glob("cuts.*.jsonl*")):
             tar = folder.absolute() / f"recording.{cuts.name.split('.')[1]}.tar"
             if not tar.is_file():
-                raise UserError(f"{tar} is missing, the audio of {cuts}.")
+                raise UserError(f"{tar} is missing, which holds the audio of {cuts}; restore it.")
             self._files.append((JsonLines(cuts), tar))
 
     def __len__(self) -> int:
         return sum(len(lines) for lines, _ in self._files)
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
+    def __iter__(self) -> Iterator[Line]:
         for lines, tar in self._files:
             for where, line in lines:
                 row = json_object(line)
@@ -136,30 +137,32 @@ class SharRows:
                     place = {"type": "shar", "source": shard_source(tar, row.get("id", ""))}
                     recording["sources"] = [{**place, "channels": recording.get("channel_ids", [0])}]
                     line = json.dumps(row)
-                yield where, line
+                yield Line(where, line)
 
 
 def is_shar(folder: Path) -> bool:
+    """Return whether a folder holds Lhotse Shar."""
     return any(folder.glob("cuts.*.jsonl*")) and any(folder.glob("recording.*.tar"))
 
 
 def write_cuts(cuts: CutSet, path: Path | str) -> None:
-    """Write cuts as Lhotse JSONL, gzipped where the name ends in .gz, with absolute audio paths; whole or not at all.
+    """Write cuts atomically as Lhotse JSONL, gzipped if the name ends in .gz, with absolute audio paths.
 
     The same cuts give the same bytes. Read them with `read_corpus`, or with Lhotse.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as raw:
-        # A gzip file usually holds its name and the time.
+        # By default, a gzip file contains its name and the time.
         file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
         with codecs.getwriter("utf-8")(file) as text:
             save_to_jsonl((_with_absolute_paths(cut).to_dict() for cut in cuts), text)
 
 
-def _with_absolute_paths(cut: Any) -> Any:
+def _with_absolute_paths(cut: Cut) -> Cut:
     sources = [
         replace(source, source=str(Path(source.source).absolute())) if source.type == "file" else source
         for source in cut.recording.sources
     ]
-    return replace(cut, recording=replace(cut.recording, sources=sources))
+    copy: Cut = fastcopy(cut, recording=replace(cut.recording, sources=sources))
+    return copy

@@ -1,21 +1,42 @@
-"""Tables of utterances: CSV, TSV and JSON Lines with the columns path, text and whatever else is known."""
+"""Tables of utterances: CSV, TSV and JSON Lines with the columns path, text and others."""
 
 import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssvd.corpora.readers.text_files import is_utf8, read_lines, read_text
 from ssvd.corpora.utterances import Skipped, Utterance, number_or_text
 from ssvd.errors import UserError
 
+JsonObject = dict[str, Any]
+
+
+class Line(NamedTuple):
+    """A line of a file, and its place as file:line."""
+
+    where: str
+    text: str
+
+
+class _CsvRow(NamedTuple):
+    """The values of a row, and the number of its first line."""
+
+    line: int
+    values: list[str]
+
+
 _KNOWN = {"path", "text", "id", "speaker", "language", "gender", "start", "duration"}
 
 
 def read_csv(path: Path) -> list[Utterance | Skipped]:
-    """Utterances of a CSV file, or of a TSV file, in which quotes are ordinary characters."""
+    """Read the utterances of a CSV file, or of a TSV file, in which quotes are ordinary characters.
+
+    Raises:
+        UserError: The file cannot be read, is not CSV, or lacks a column.
+    """
     rows = _csv_rows(path)
     try:
         _, header = next(rows)
@@ -39,8 +60,8 @@ def read_csv(path: Path) -> list[Utterance | Skipped]:
     return items
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number of the row's first line, its values); blank lines are left out."""
+def _csv_rows(path: Path) -> Iterator[_CsvRow]:
+    """Yield the rows that are not blank."""
     tabs = path.suffix.lower() == ".tsv"
     text = io.StringIO(read_text(path), newline="")
     if tabs:
@@ -51,37 +72,37 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         for values in reader:
             if any(value.strip() for value in values):
-                yield line, values
+                yield _CsvRow(line, values)
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}:{line}: the row is not CSV ({error}); look for a quote without its pair.") from error
+        raise UserError(f"{path}:{line}: the row is not CSV ({error}); look for an unpaired quote.") from error
 
 
 class JsonLines:
-    """(file:line, text) of each line of a JSON Lines file, gzipped or not, read anew by each iteration."""
+    """The lines of a JSON Lines file, gzipped or not, read again by each iteration."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._length: int | None = None
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return ((f"{self.path}:{number}", line) for number, line in read_lines(self.path))
+    def __iter__(self) -> Iterator[Line]:
+        return (Line(f"{self.path}:{number}", line) for number, line in read_lines(self.path))
 
     def __len__(self) -> int:
         if self._length is None:
             self._length = sum(1 for _ in read_lines(self.path))
         return self._length
 
-    def first(self) -> dict[str, Any] | None:
-        """The first line that is a JSON object."""
+    def first(self) -> JsonObject | None:
+        """Return the first line that is a JSON object."""
         return next((row for _, line in self if isinstance(row := json_object(line), dict)), None)
 
 
-def json_object(line: str) -> dict[str, Any] | str:
-    """The object that a line of JSON holds, or what is wrong with the line."""
+def json_object(line: str) -> JsonObject | str:
+    """Parse the object that a line of JSON holds, or return what is wrong with the line."""
     try:
         row = json.loads(line) if is_utf8(line) else "the line is not UTF-8"
-        if "\\ud" in line.lower():  # an escaped surrogate, perhaps without its other half
+        if "\\ud" in line.lower():  # an escaped surrogate, possibly without the other half
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return "the line holds half a character (a surrogate without the other)"
@@ -91,7 +112,11 @@ def json_object(line: str) -> dict[str, Any] | str:
 
 
 def read_jsonl(lines: JsonLines) -> list[Utterance | Skipped]:
-    """Utterances of a JSON Lines file: the keys of the objects are the columns."""
+    """Read the utterances of a JSON Lines file, in which the keys of the objects are the columns.
+
+    Raises:
+        UserError: The file cannot be read, or lacks a column.
+    """
     path = lines.path
     rows = ((where, json_object(line)) for where, line in lines)
     lowered = [(where, row if isinstance(row, str) else _lower_keys(row)) for where, row in rows]
@@ -101,16 +126,16 @@ def read_jsonl(lines: JsonLines) -> list[Utterance | Skipped]:
     ]
 
 
-def _lower_keys(row: Mapping[str, Any]) -> dict[str, Any]:
-    # NaN, which alone differs from itself, is how pandas writes nothing.
+def _lower_keys(row: Mapping[str, Any]) -> JsonObject:
+    # pandas writes a missing value as NaN, the only value that differs from itself.
     return {name.strip().lower(): value if value == value else None for name, value in row.items()}
 
 
 def _require_columns(path: Path, columns: Sequence[str]) -> None:
     missing = [name for name in ("path", "text") if name not in columns]
     if missing:
-        found = ", ".join(columns) or "none"
-        raise UserError(f"{path} has no column {' and no '.join(missing)} (found: {found}); rename or add it.")
+        present = ", ".join(columns) or "none"
+        raise UserError(f"{path} has no column {' and no '.join(missing)} (found: {present}); rename or add it.")
     if repeated := sorted({name for name in columns if columns.count(name) > 1}):
         raise UserError(f"{path} has the column {repeated[0]!r} twice; rename one.")
 
@@ -129,7 +154,7 @@ def _utterance(where: str, folder: Path, row: Mapping[str, Any]) -> Utterance | 
         start, duration = (None if (value := text_of(name)) is None else float(value) for name in ("start", "duration"))
     except ValueError:
         return Skipped(where, "start and duration must be numbers, in seconds")
-    # A file may hold several utterances: its name and the start in milliseconds tell them apart.
+    # A file may hold several utterances, which its name and the start in milliseconds distinguish.
     default_id = Path(path).with_suffix("").as_posix() + ("" if start is None else f"-{start * 1000:07.0f}")
     return Utterance(
         where=where,

@@ -1,4 +1,4 @@
-"""Text files as people keep them: with a byte order mark, Windows line ends, a line in another encoding."""
+"""Text files as they occur: with a byte order mark, Windows line ends, or a line in another encoding."""
 
 import codecs
 import gzip
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from ssvd.errors import UserError
 
@@ -15,10 +15,10 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, gzipped or not. Bytes that are not UTF-8 stay in it, see `is_utf8`.
+    """Read a UTF-8 file, gzipped or not; bytes that are not UTF-8 are kept, see `is_utf8`.
 
     Raises:
-        UserError: the file cannot be read or is UTF-16.
+        UserError: The file cannot be read, or is UTF-16.
     """
     with _open(path) as file:
         data = file.read()
@@ -27,9 +27,13 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line) of the lines that are not blank, one after another; raises as `read_text`."""
+    """Yield the number, from 1, and the text of each line that is not blank.
+
+    Raises:
+        UserError: As `read_text`.
+    """
     with _open(path) as file:
-        # A binary file ends its lines at line feeds alone, text also at Unicode separators inside a sentence.
+        # A binary file ends lines only at line feeds; text would also end them at Unicode separators inside a sentence.
         for number, data in enumerate(file, start=1):
             if number == 1:
                 _refuse_utf16(path, data)
@@ -40,13 +44,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_old_text(path: Path) -> str:
-    """The text of a file, gzipped or not, of a corpus that is older than UTF-8 everywhere.
+    """Read a file, gzipped or not, of a corpus that is older than the general use of UTF-8.
 
-    It is UTF-8 or UTF-16 where it is valid as such, else Windows-1252, which has the letters of ISO 8859-1 and the
-    typographic apostrophes.
+    It is decoded as UTF-16 if it has a byte order mark, as UTF-8 if that is valid, and otherwise as Windows-1252, which
+    has the letters of ISO 8859-1 and typographic apostrophes.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     with _open(path) as file:
         data = file.read()
@@ -59,7 +63,7 @@ def read_old_text(path: Path) -> str:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file
@@ -76,4 +80,5 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 def is_utf8(text: str) -> bool:
+    """Return whether a text that `read_text` or `read_lines` gave was valid UTF-8."""
     return text.isascii() or not _NOT_UTF8.search(text)
