@@ -243,8 +243,8 @@ def test_untouched_utterance_is_the_cut_itself(cut_of):
         ("echo", "There is no augmentation 'echo'; write one as in speed=0.9:1.1, vtlp=0.8:1.2"),
         ("speed", "The augmentation 'speed' cannot be read: write it as in speed=0.9:1.1."),
         ("speed=1.1", "cannot be read: write it as in speed=0.9:1.1."),
-        ("speed=1.1:0.9", "goes from 1.1 to 0.9: factors must rise, and lie from 0.5 to 2."),
-        ("speed=0:1", "goes from 0 to 1: factors must rise"),
+        ("speed=1.1:0.9", "goes from 1.1 to 0.9: factors must be in ascending order, from 0.5 to 2."),
+        ("speed=0:1", "goes from 0 to 1: factors must be in ascending order"),
         ("vtlp=a:b", "cannot be read: write it as in vtlp=0.8:1.2."),
         ("volume=x:-6:6", "needs no folder: write it as in volume=-6:6."),
         ("noise=5:20", "needs a folder: write it as in noise=FOLDER:5:20@0.5."),
@@ -272,8 +272,8 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
 def test_source_without_audio_or_with_bad_audio_is_told(tmp_path):
     for name, content, told in (
         ("missing", None, "missing does not exist"),
-        ("empty", {}, "empty holds no audio files to augment with"),
-        ("broken", {"x.wav": b"RIFF"}, r"broken cannot be augmented with: the audio file .*x\.wav cannot be read"),
+        ("empty", {}, "empty holds no audio files for augmentation"),
+        ("broken", {"x.wav": b"RIFF"}, r"broken cannot be used for augmentation: the audio file .*x\.wav cannot"),
     ):
         if content is not None:
             (tmp_path / name).mkdir()

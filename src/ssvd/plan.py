@@ -1,4 +1,4 @@
-"""What each method would train of a model, and what that would cost, without loading the model."""
+"""Plan what each method would train of a model and what that would cost, without loading the model."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from ssvd.errors import UserError
 from ssvd.methods.table import METHODS, Budget, linear_shapes, parameters
 from ssvd.recognisers.loading import load_outline
 
-BYTES = 4  # of a number: adapters are trained and stored in float32
+BYTES = 4  # per number: adapters are trained and stored in float32
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class PlannedMethod:
     """A method at a budget.
 
     Attributes:
-        method: Its name.
-        setting: What it is set by, such as "rank=8"; "" for a method without a setting.
-        trainable_parameters: Exact.
-        trainable_share: Of the model's parameters.
-        adapter_bytes: Of the stored weights, but for the names of tensors and the fingerprints of bases (2 %).
-        optimiser_bytes: Gradients and the two moments of AdamW.
-        operations: Multiplications in the adapted layers in a training step, as a ratio to the frozen layers, forward
-            and backward.
-        reason: Why the budget is out of reach; the other fields are then empty.
+        method: Name of the method.
+        setting: The method's own setting, such as "rank=8"; "" for a method without one.
+        trainable_parameters: Exact number of trained parameters.
+        trainable_share: The same as a share of the model's parameters.
+        adapter_bytes: Size of the stored weights, without the names of tensors and the fingerprints of bases (2 %).
+        optimiser_bytes: Size of the gradients and the two moments of AdamW.
+        operations: Multiplications of a training step in the adapted layers, forward and backward, as a ratio to those
+            of the frozen layers.
+        reason: Why the budget is out of reach; the numbers are then None.
     """
 
     method: str
@@ -41,15 +41,15 @@ class PlannedMethod:
 
 @dataclass(frozen=True)
 class Planned:
-    """What `plan_methods` found.
+    """What each method would train of a model at a budget.
 
     Attributes:
-        model: Name or folder.
-        parameters: Of the whole model.
+        model: Name or folder of the model.
+        parameters: Number of parameters of the whole model.
         layers: Number of linear layers that are adapted.
-        budget: As it was given.
-        tokens: Of a training step, for the operations.
-        methods: A row each.
+        budget: The budget as it was given.
+        tokens: Number of tokens of a training step, for the operations.
+        methods: A row for each method.
     """
 
     model: str
@@ -60,29 +60,29 @@ class Planned:
     methods: list[PlannedMethod]
 
     def as_dict(self) -> dict[str, Any]:
-        """Its fields, ready for JSON."""
+        """Return its fields, ready for JSON."""
         return asdict(self)
 
 
 def plan_methods(model: str | Path, budget: str = "p=0.4", tokens: int = 8000) -> Planned:
-    """Each method at a budget; the model's weights are not read.
+    """Plan each method at a budget; the model's weights are not read.
 
     Args:
         model: A checkpoint folder, a config.json, or the name of a model on the hub.
-        budget: See `ssvd.methods.table.Budget.parse`. Methods that are not set by what it names are left out.
-        tokens: Of a training step in each layer; the forming of changed weights is shared by them.
+        budget: See `ssvd.methods.table.Budget.parse`. Methods that do not have the setting that it names are left out.
+        tokens: Number of tokens of a training step in each layer, over which the forming of weights is spread.
 
     Raises:
         UserError: There is no such model, or the budget cannot be read.
     """
     module, layers = load_outline(model)
-    shapes, total, wanted = linear_shapes(module, layers), parameters(module), Budget.parse(budget)
+    shapes, total, parsed = linear_shapes(module, layers), parameters(module), Budget.parse(budget)
     rows = []
     for name, method in METHODS.items():
-        if wanted.unit not in ("p", "%", "", method.unit):
+        if parsed.unit not in ("p", "%", "", method.unit):
             continue
         try:
-            setting = method.setting(shapes, wanted, total)
+            setting = method.setting(shapes, parsed, total)
         except UserError as error:
             rows.append(PlannedMethod(name, "", reason=str(error)))
             continue
@@ -109,6 +109,6 @@ def plan_methods(model: str | Path, budget: str = "p=0.4", tokens: int = 8000) -
 
 
 def _inside(module: nn.Module, layers: list[str], part: nn.Module) -> list[str]:
-    """The layers that belong to a part of a model."""
+    """Return the layers that belong to a part of a model."""
     inside = set(part.modules())
     return [name for name in layers if module.get_submodule(name) in inside]

@@ -1,4 +1,4 @@
-"""Training audio changed at random: speed, vocal tract, room, noise and volume."""
+"""Change training audio at random: speed, vocal tract, room, noise and volume."""
 
 import math
 import random
@@ -33,7 +33,7 @@ class _Kind:
     example: str
 
 
-# In the order in which they happen: the speaker, the room, what else is heard in it, the microphone.
+# In the order of the path of sound: the speaker, the room, other sound in it, the microphone.
 _KINDS = {
     "speed": _Kind(False, (0.5, 2), "factors", "speed=0.9:1.1"),
     "vtlp": _Kind(False, (0.5, 2), "factors", "vtlp=0.8:1.2"),
@@ -47,9 +47,9 @@ _KINDS = {
 class Augmentation:
     """One way to change utterances, written `KIND=LOW:HIGH`, `KIND=SOURCE:LOW:HIGH` or `KIND=SOURCE`.
 
-    A value is drawn uniformly from `low` to `high` for each utterance, and a recording from `source`: a folder of audio
-    files, at any depth, or a corpus that `read_corpus` takes. `@CHANCE` at the end is the share of utterances that it
-    happens to; without it, it happens to all.
+    For each utterance a value is drawn uniformly from `low` to `high`, and a recording from `source`: a folder of audio
+    files, at any depth, or a corpus that `read_corpus` takes. `@CHANCE` at the end is the share of utterances that are
+    changed; without it, all are.
     """
 
     kind: str
@@ -60,10 +60,10 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str) -> "Augmentation":
-        """An augmentation as written; the path of its source becomes absolute.
+        """Parse an augmentation; the path of its source becomes absolute.
 
         Raises:
-            UserError: It cannot be read, or a number is out of range.
+            UserError: The text cannot be read, or a number is out of range.
         """
         name, _, value = text.partition("=")
         kind = _KINDS.get(name)
@@ -86,7 +86,8 @@ class Augmentation:
             least, most = kind.limits
             if not least <= low <= high <= most:
                 raise UserError(
-                    f"{what} goes from {low:g} to {high:g}: {kind.unit} must rise, and lie from {least:g} to {most:g}."
+                    f"{what} goes from {low:g} to {high:g}: {kind.unit} must be in ascending order, from {least:g} to "
+                    f"{most:g}."
                 )
         if kind.needs_source != bool(source):
             needs = "a folder" if kind.needs_source else "no folder"
@@ -102,73 +103,75 @@ class Augmentation:
 
 
 class Augmenter:
-    """Changes utterances at random, those to train on alone.
+    """A random change of the utterances to train on.
 
-    What happens to an utterance follows from the seed, the epoch and its id: neither from its batch nor from the
-    process that reads it. Nothing is read but the headers of noises and impulse responses; the work is done when the
-    audio of the cut that is returned is loaded.
+    The change of an utterance follows from the seed, the epoch and its id, and depends neither on its batch nor on the
+    process that reads it. Only the headers of noises and impulse responses are read here; the work is done when the
+    audio of a changed cut is loaded.
 
     Args:
-        augmentations: As `Augmentation.parse` reads them. They happen in the order of speaker, room, noise and
-            microphone, whatever theirs is.
-        sampling_rate: Hz, of the model.
-        window: Seconds: a slower utterance is made no longer than that.
-        seed: Of everything random.
+        augmentations: Texts that `Augmentation.parse` reads. They are applied in the order of speaker, room, noise and
+            microphone, in whatever order they are given.
+        sampling_rate: Sampling rate of the model in Hz.
+        window: Length in seconds that a slowed utterance must not exceed.
+        seed: Random seed.
 
     Raises:
-        UserError: An augmentation cannot be read, or its source: the message names the file.
+        UserError: An augmentation or its source cannot be read; the message names the file.
     """
 
     def __init__(self, augmentations: Sequence[str], *, sampling_rate: int, window: float, seed: int) -> None:
         order = list(_KINDS)
-        self._augmentations = sorted(map(Augmentation.parse, augmentations), key=lambda own: order.index(own.kind))
-        self._sources = {own.source: _read_source(own.source) for own in self._augmentations if own.source}
+        self._augmentations = sorted(
+            map(Augmentation.parse, augmentations), key=lambda augmentation: order.index(augmentation.kind)
+        )
+        self._sources = {source: _read_source(source) for a in self._augmentations if (source := a.source)}
         self._sampling_rate = sampling_rate
         self._window = window
         self._seed = seed
 
     def __call__(self, cut: Any, epoch: int) -> Any:
-        """The cut as it is heard in an epoch; itself where nothing happens to it."""
+        """Return the cut as it is heard in an epoch, or the cut itself where nothing changes it."""
         changed = cut.resample(self._sampling_rate)
-        happened = False
+        is_changed = False
         for number, augmentation in enumerate(self._augmentations):
             rng = random.Random(f"{self._seed} {epoch} {cut.id} {number}")
             if rng.random() < augmentation.chance:
                 changed = self._changed(changed, augmentation, rng)
-                happened = True
-        return _transformed(changed, _WithinFullScale()) if happened else cut
+                is_changed = True
+        return _transformed(changed, _WithinFullScale()) if is_changed else cut
 
     def _changed(self, cut: Any, augmentation: Augmentation, rng: random.Random) -> Any:
         value = rng.uniform(augmentation.low, augmentation.high)
-        added = rng.choice(self._sources[augmentation.source]) if augmentation.source else None
+        recording = rng.choice(self._sources[augmentation.source]) if augmentation.source else None
         match augmentation.kind:
             case "speed":
-                # In hundredths: resampling by other ratios needs filters of millions of taps.
-                fits = math.ceil(100 * cut.duration / self._window)
-                return cut.perturb_speed(max(round(100 * value), fits) / 100, affix_id=False)
+                # In hundredths, as resampling by other ratios needs filters of millions of taps.
+                slowest = math.ceil(100 * cut.duration / self._window)
+                return cut.perturb_speed(max(round(100 * value), slowest) / 100, affix_id=False)
             case "vtlp":
                 return _transformed(cut, _VocalTract(value))
             case "reverb":
-                assert added is not None
-                return _transformed(cut, ReverbWithImpulseResponse(added.resample(self._sampling_rate)))
+                assert recording is not None
+                return _transformed(cut, ReverbWithImpulseResponse(recording.resample(self._sampling_rate)))
             case "noise":
-                return _transformed(cut, _Noise(added, rng.random(), value))
+                return _transformed(cut, _Noise(recording, rng.random(), value))
         return _transformed(cut, Volume(10 ** (value / 20)))
 
 
 def _read_source(source: str) -> list[Any]:
-    """Cuts of noise, or of impulse responses."""
+    """Read cuts of noise, or of impulse responses."""
     path = Path(source)
     if not path.is_dir():
         return list(read_corpus(source).cuts)
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _AUDIO)
     if not files:
-        raise UserError(f"{path} holds no audio files to augment with ({', '.join(_AUDIO)}).")
+        raise UserError(f"{path} holds no audio files for augmentation ({', '.join(_AUDIO)}).")
     try:
-        with ThreadPoolExecutor(8) as pool:  # opening files is waiting
+        with ThreadPoolExecutor(8) as pool:  # opening files is mostly waiting
             return [recording.to_cut() for recording in pool.map(read_recording, files, map(str, files))]
     except ValueError as error:
-        raise UserError(f"{path} cannot be augmented with: {error}.") from error
+        raise UserError(f"{path} cannot be used for augmentation: {error}.") from error
 
 
 def _transformed(cut: Any, transform: AudioTransform) -> Any:
@@ -193,9 +196,9 @@ class _VocalTract(_SameDuration):
 
 @dataclass
 class _Noise(_SameDuration):
-    """Noise from a place in a cut, `position` of 1 being the last that is long enough; a short one is repeated.
+    """Adds noise from a place in a cut, where a `position` of 1 is the last place that is long enough.
 
-    The ratio is that of the mean powers of utterance, pauses included, and noise.
+    A short noise is repeated. The ratio is that of the mean powers of the utterance, pauses included, and the noise.
     """
 
     cut: Any
@@ -214,7 +217,7 @@ class _Noise(_SameDuration):
 
 @dataclass
 class _WithinFullScale(_SameDuration):
-    """Turned down where it would be clipped."""
+    """Lowers the volume of audio that would be clipped."""
 
     def __call__(self, samples: np.ndarray, sampling_rate: int) -> np.ndarray:
         return samples / max(1.0, float(np.abs(samples).max(initial=0)))

@@ -33,7 +33,8 @@ class ByCount:
 
     def shuffled(self, generator: torch.Generator) -> Sequence[Tensor]:
         """Return the batches of one pass, each the indices of its utterances."""
-        return torch.randperm(self._utterances, generator=generator).split(self._batch_size)[: len(self)]
+        order = torch.randperm(self._utterances, generator=generator)
+        return torch.split(order, self._batch_size)[: len(self)]
 
 
 class BySeconds:

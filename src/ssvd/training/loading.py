@@ -1,4 +1,4 @@
-"""Batches read and prepared while the device works on those before."""
+"""Read and prepare batches while the device works on those before."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Loading:
     """How batches are read.
 
     Attributes:
-        workers: Processes that read; 0 reads in this one, while the device waits.
-        prefetch: Batches that each of them keeps ready.
-        pin_memory: Whether batches are put where a GPU copies from while it computes.
+        workers: Number of processes that read; 0 reads in this process, while the device waits.
+        prefetch: Number of batches that each of them keeps ready.
+        pin_memory: Whether batches are put in pinned memory, from which a GPU copies while it computes.
     """
 
     workers: int = 0
@@ -29,15 +29,15 @@ class Loading:
         collate: Callable[[list[Any]], Any],
         change: Callable[[Any], Any] | None = None,
     ) -> DataLoader[Any]:
-        """The batches of an epoch, collated.
+        """Return a loader of the batches of an epoch, collated.
 
-        Workers are begun anew for each epoch: forked, that takes 15 ms each, and no state lives on from which what
-        they read could depend on what they read before.
+        Workers are started anew for each epoch, which takes 15 ms each as they are forked, so that nothing they read
+        depends on what they read before.
 
         Args:
-            batches: The cuts of each; iterated in this process.
-            collate: Makes a batch of the utterances; in a worker, which must not touch a GPU.
-            change: What becomes of an utterance before.
+            batches: The cuts of each batch; iterated in this process.
+            collate: Makes a batch of the cuts; it runs in a worker, so it must not touch a GPU.
+            change: Changes each cut before; None leaves them as they are.
         """
         return DataLoader(
             _Changed(change),
@@ -50,7 +50,7 @@ class Loading:
 
 
 def _on_one_thread(collate: Callable[[list[Any]], Any], cuts: list[Any]) -> Any:
-    """As workers do anyway: sums over several threads would be rounded otherwise, and batches depend on `workers`."""
+    """Collate on one thread, as workers do anyway; else rounding, and so the batches, would depend on `workers`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -60,7 +60,7 @@ def _on_one_thread(collate: Callable[[list[Any]], Any], cuts: list[Any]) -> Any:
 
 
 class _Changed(Dataset[Any]):
-    """Its items are what it is asked for, changed: cuts are small, and no worker needs to know all."""
+    """A dataset that is indexed by cuts themselves and changes them: cuts are small, and no worker needs all of them."""
 
     def __init__(self, change: Callable[[Any], Any] | None) -> None:
         self._change = change

@@ -1,4 +1,4 @@
-"""Training on shards, each read from its start to its end while the batches of those before are used."""
+"""Train on shards, each read from start to end while the batches of the shards before are used."""
 
 import tarfile
 from collections import deque
@@ -15,9 +15,9 @@ TOGETHER = 256 * 2**20  # bytes of shards whose utterances are shuffled together
 
 
 def shard_groups(cuts: Sequence[Any], together: int = TOGETHER) -> list[list[int]]:
-    """The numbers of the cuts in groups that are to be read together: as many whole shards as have `together` bytes.
+    """Return the indices of the cuts in groups to read together: as many whole shards as hold `together` bytes.
 
-    Cuts outside of shards are one group. Groups, and the numbers in each, are in the order of the cuts.
+    Cuts outside of shards form one group. Groups, and the indices in each, are in the order of the cuts.
     """
     by_shard: dict[Path | None, list[int]] = {}
     for number, cut in enumerate(cuts):
@@ -37,13 +37,13 @@ def shard_groups(cuts: Sequence[Any], together: int = TOGETHER) -> list[list[int
 
 
 class ShardedBatches:
-    """Batches of cuts, those that lie in shards with their audio in memory.
+    """Batches of cuts; those of cuts in shards have their audio in memory.
 
     Args:
         cuts: All cuts.
         groups: Their `shard_groups`.
-        batches: Iterable with a length: the numbers of the cuts of each batch, all of one group. A group should come in
-            one piece: it is read again where it comes again.
+        batches: Iterable with a length: the indices of the cuts of each batch, all of one group. The batches of a group
+            should follow each other, as a group is read again wherever it begins again.
     """
 
     def __init__(self, cuts: Sequence[Any], groups: Sequence[Sequence[int]], batches: Any) -> None:
@@ -54,7 +54,7 @@ class ShardedBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Raises UserError where a shard cannot be read, or lacks what a cut says it has."""
+        """Yield the batches; a shard that cannot be read, or lacks the audio of a cut, raises UserError."""
         with ThreadPoolExecutor(1) as reader:
             ahead: deque[Any] = deque()
             for group, batches in groupby(self._batches, key=lambda batch: self._group_of[batch[0]]):
@@ -69,7 +69,7 @@ class ShardedBatches:
             try:
                 yield [with_audio_of(held, self._cuts[number]) for number in batch]
             except KeyError as error:
-                raise UserError(f"The audio of {error} is not in its shard: write the shards anew.") from None
+                raise UserError(f"The audio of {error} is not in its shard; write the shards again.") from None
 
     def _read(self, group: int) -> dict[Path, dict[str, bytes]]:
         tars = {shard_of(self._cuts[number].recording.sources[0]) for number in self._groups[group]}

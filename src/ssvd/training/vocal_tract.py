@@ -6,22 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Of half the sampling rate: 4.8 kHz of 8 kHz, above which there are few formants.
+# As a share of half the sampling rate: 4.8 kHz of 8 kHz, above which there are few formants.
 _BEND = 0.6
 _WINDOW, _HOP = 0.032, 0.008  # seconds
 
 
 def warped(frequency: Tensor, factor: float, nyquist: float) -> Tensor:
-    """Where frequencies (Hz) go: `factor` times as high, but for the highest, so that `nyquist` stays where it is.
+    """Return where frequencies (Hz) move: to `factor` times their height, but for the highest, as `nyquist` is fixed.
 
-    The piecewise linear map of Jaitly and Hinton, "Vocal Tract Length Perturbation (VTLP) improves speech recognition"
-    (ICML workshop 2013): a factor above 1 shortens the tract, as a child's is.
+    This is the piecewise linear map of Jaitly and Hinton, "Vocal Tract Length Perturbation (VTLP) improves speech
+    recognition" (ICML workshop 2013). A factor above 1 shortens the vocal tract to be more like a child's.
     """
     return _two_pieces(frequency, factor, nyquist, _BEND * nyquist * min(factor, 1) / factor)
 
 
 def unwarped(frequency: Tensor, factor: float, nyquist: float) -> Tensor:
-    """Where frequencies (Hz) came from: the inverse of `warped`."""
+    """Return where frequencies (Hz) came from: the inverse of `warped`."""
     return _two_pieces(frequency, 1 / factor, nyquist, _BEND * nyquist * min(factor, 1))
 
 
@@ -31,20 +31,20 @@ def _two_pieces(frequency: Tensor, slope: float, nyquist: float, bend: float) ->
 
 
 def warp_frequencies(samples: np.ndarray, sampling_rate: int, factor: float) -> np.ndarray:
-    """Speech whose frequencies are `warped`; duration, timing and power stay as they are.
+    """Return speech whose frequencies are `warped`; its duration, timing and power stay the same.
 
-    Jaitly and Hinton warp the filters of log-mel features. Here the waveform is changed, so that it serves models of
-    any input, by a phase vocoder: each bin of the short-time spectrum takes the magnitude and phase of the bin where
-    its frequency came from, and then turns, frame by frame, by what its frequency has moved; so overlapping frames
-    agree on a tone, wherever it lies between the bins.
+    Jaitly and Hinton warp the filters of log-mel features. Here a phase vocoder changes the waveform, which serves
+    models of any input: each bin of the short-time spectrum takes the magnitude and phase of the bin where its
+    frequency came from, and is then rotated, frame by frame, by the amount that its frequency has moved, so that
+    overlapping frames agree on a tone wherever it lies between the bins.
 
     Args:
         samples: float32 (samples,) or (channels, samples).
         sampling_rate: Hz.
-        factor: Between 0.5 and 2; 1 changes nothing but rounding.
+        factor: Between 0.5 and 2; 1 changes rounding only.
 
     Returns:
-        float32, of the same shape.
+        float32 array of the same shape.
     """
     signal = torch.from_numpy(np.atleast_2d(samples).astype(np.float32))
     hop = round(_HOP * sampling_rate)
@@ -62,7 +62,7 @@ def warp_frequencies(samples: np.ndarray, sampling_rate: int, factor: float) -> 
     magnitude = torch.lerp(spectrum.abs()[:, below], spectrum.abs()[:, below + 1], share)
     nearest = source.round().long()
     carrier = spectrum[:, nearest]
-    # What a bin turns by in a hop, less what its middle would, is how far from the middle the tone in it lies.
+    # The rotation of a bin in a hop, minus that of its middle, tells how far from the middle the tone in it lies.
     middle = 2 * math.pi * hop / sampling_rate * bins[nearest][:, None]
     turn = (carrier[..., 1:] * carrier[..., :-1].conj() * torch.polar(torch.ones_like(middle), -middle)).angle()
     frequency = (bins[nearest][:, None] + turn * sampling_rate / (2 * math.pi * hop)).clamp(0, nyquist)
