@@ -1,25 +1,42 @@
-"""The commands of `ssvd`: they parse, call, and print."""
+"""The command `ssvd`: it parses, calls, and prints."""
 
 import sys
 import warnings
+from collections.abc import Mapping
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 from rich.markup import escape
 
-from ssvd.errors import UserError
-from ssvd_cli.comparison import benchmark, demo, report
-from ssvd_cli.data import data
-from ssvd_cli.prepare import app as prepare
-from ssvd_cli.recognisers import adapt, evaluate, merge, plan, transcribe
+from ssvd_cli.errors import in_a_sentence
+from ssvd_cli.lazy import Entry, LazyGroup
 from ssvd_cli.terminal import errors
 
+
+class _Commands(LazyGroup):
+    """All commands, in the order in which they are met."""
+
+    table: ClassVar[Mapping[str, Entry]] = {
+        "prepare": Entry("ssvd_cli.prepare:app", "Check a corpus, choose utterances, and divide them."),
+        "data": Entry("ssvd_cli.data:app", "Check corpora, count what they hold, split them, choose from them."),
+        "plan": Entry("ssvd_cli.plan:plan", "Show what each method would train at a budget, and at what cost."),
+        "adapt": Entry("ssvd_cli.adapt:adapt", "Fine-tune a recogniser on a corpus."),
+        "evaluate": Entry("ssvd_cli.evaluate:evaluate", "Measure error rates of a model and of adapters on it."),
+        "transcribe": Entry("ssvd_cli.transcribe:transcribe", "Print the text of audio files."),
+        "merge": Entry("ssvd_cli.merge:merge", "Write an adapted model as a plain checkpoint."),
+        "benchmark": Entry("ssvd_cli.benchmark:benchmark", "Compare methods at their best learning rates."),
+        "report": Entry("ssvd_cli.report:report", "Show the results of a benchmark as a page, figures or a table."),
+        "demo": Entry("ssvd_cli.demo:demo", "Adapt a small recogniser to synthetic child-like speech."),
+    }
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Adapt speech recognisers to children, dialects and accents with a few percent of their parameters.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    rich_markup_mode=None,  # plain help: in boxes, long names are cut off at 80 columns
 )
 
 
@@ -32,34 +49,25 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
-app.add_typer(prepare, name="prepare")
-for command in (demo, plan, adapt, evaluate, transcribe, merge, benchmark, report):
-    app.command()(command)
-app.add_typer(data, name="data")
-
-
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    """Run the command line; a mistake of the user is one sentence and exit code 2."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries speaking to programmers
     try:
         app(prog_name="ssvd")
-    except UserError as error:
-        errors.print(f"[red]Error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(2)
-    except OSError as error:  # of a file or folder that the user named, or a full disk
-        if error.strerror is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        errors.print(f"[red]Error:[/] {escape(f'{where}{error.strerror}.')}")
-        sys.exit(2)
     except SystemExit as error:
         if error.code == 130:  # Typer's answer to Ctrl-C
             errors.print("Interrupted.")
             sys.exit(2)
         raise
+    except Exception as error:
+        sentence = in_a_sentence(error)
+        if sentence is None:
+            raise
+        errors.print(f"[red]Error:[/] {escape(sentence)}", highlight=False)
+        sys.exit(2)

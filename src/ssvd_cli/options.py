@@ -1,27 +1,70 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Where = Annotated[list[str], typer.Option(help="Only utterances that fulfil this, as 'age<=15'; may be repeated.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out bad utterances and list them.")]
-Window = Annotated[float | None, typer.Option(help="Seconds of input, where shorter than the model's own (30).")]
-Language = Annotated[str | None, typer.Option(help="Of utterances that do not state theirs: 'nl', 'Dutch'.")]
-Fallback = Annotated[
-    bool, typer.Option(help="Search again, at higher temperatures, for texts that repeat themselves (Whisper).")
+Where = Annotated[
+    list[str],
+    typer.Option(
+        metavar="CONDITION", help="Take only utterances that meet this condition, such as 'age<=15'; repeatable."
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Random seed of the fallback.")]
-Beams = Annotated[int, typer.Option(min=1, help="Width of beam search; 1 is greedy.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Utterances at once.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unusable utterances and list them.")]
+Window = Annotated[
+    float | None,
+    typer.Option(help="Length of the model's input in seconds; by default, the run's or the model's own."),
+]
+Language = Annotated[
+    str | None, typer.Option(help="Language of utterances that do not state theirs, such as 'nl' or 'Dutch'.")
+]
+Fallback = Annotated[
+    bool, typer.Option(help="Decode repetitive Whisper output again at higher temperatures, as OpenAI's decoder does.")
+]
+DecodingSeed = Annotated[int, typer.Option(help="Random seed of the fallback's sampling.")]
+Beams = Annotated[int, typer.Option(min=1, help="Width of the beam search; 1 is greedy search.")]
+Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda or mps.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of utterances per batch.")]
 Budget = Annotated[
     str,
     typer.Option(
-        help="p=0.4 (as many parameters as SSVD at that portion), 2% (of the model), 750000, or what the method is "
-        "set by: portion=, rank=, band=, block=."
+        help="Number of parameters to train: p=0.4 (as many as SSVD trains at that portion), 2% (of the model), "
+        "750000, or the method's own setting (portion=, rank=, band= or block=)."
     ),
 ]
 Normaliser = Annotated[
-    str | None, typer.Option(help="Of texts before scoring: none, basic, english or dutch; default by the language.")
+    str | None,
+    typer.Option(
+        help="Text normaliser for scoring: none, basic, english or dutch; by default, the usual one of the language."
+    ),
 ]
+By = Annotated[
+    list[str],
+    typer.Option(
+        metavar="FIELD",
+        help="Break results down by this field: 'gender', or with bands 'age:6-10,11-15'; repeatable.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Balance = Annotated[
+    str | None, typer.Option(metavar="FIELD", help="Spread the values of this field, such as age, evenly over parts.")
+]
+SplitSeed = Annotated[int, typer.Option(help="Random seed of the division by speaker.")]
+Split = Annotated[str, typer.Option(help="Percentages of train, dev and test, which share no speaker.")]
+
+Run = Annotated[
+    list[str],
+    typer.Option(
+        metavar="RUN", help="Run folder or PEFT adapter to use, with the base model that it names; repeatable."
+    ),
+]
+Adapter = Annotated[
+    list[str], typer.Option(metavar="RUN", help="Run folder or PEFT adapter to use on MODEL; repeatable.")
+]
+OneRun = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="Run folder or PEFT adapter to use, with the base model that it names."),
+]
+OneAdapter = Annotated[str | None, typer.Option(metavar="RUN", help="Run folder or PEFT adapter to use on MODEL.")]
+OutFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]

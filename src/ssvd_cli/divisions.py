@@ -6,27 +6,33 @@ from typing import Any
 
 from rich.table import Table
 
-from ssvd.errors import UserError
+from ssvd_cli.errors import CommandError
 from ssvd_cli.terminal import console
 
 
 def portions(split: str) -> dict[str, float]:
-    """The shares of train, dev and test, fractions, that "80/10/10" says; a part with no share is left out."""
-    from ssvd.preparation.listings import PARTS
+    """Return the shares of train, dev and test, as fractions, that "80/10/10" says; a part with no share is left out.
 
+    Raises:
+        CommandError: These are not three shares that add up to 100.
+    """
     try:
         shares = [float(part) for part in split.split("/")]
     except ValueError:
         shares = []
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 100) > 0.01:
-        raise UserError(f"--split {split} is not three shares that add up to 100, as 80/10/10.")
+        raise CommandError(f"--split {split} is not three shares that add up to 100, such as 80/10/10.")
+    from ssvd.preparation.listings import PARTS
+
     return {name: share / 100 for name, share in zip(PARTS, shares, strict=True) if share}
 
 
 def write_parts(parts: Mapping[Path, Any], overlap: Mapping[Path, float] | None = None) -> None:
     """Write the cuts of each part to its file, and print what they hold.
 
-    `overlap` is the share of the utterances of a part whose text is also in train.
+    Args:
+        parts: The cuts, by file.
+        overlap: Share of the utterances of a part whose text is also in train.
     """
     from ssvd.corpora.readers.manifests import write_cuts
 

@@ -1,0 +1,100 @@
+"""`ssvd adapt`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ssvd_cli.errors import CommandError
+from ssvd_cli.model_options import given_options, with_options_of
+from ssvd_cli.terminal import Bars, console, errors, quiet_lightning
+from ssvd_options.adapt import AdaptOptions
+
+
+@with_options_of(
+    AdaptOptions,
+    arguments=["model"],
+    metavars={
+        "model": "[MODEL]",
+        "train": "CORPUS",
+        "dev": "CORPUS",
+        "where": "CONDITION",
+        "also_train": "NAME",
+        "augment": "KIND=RANGE",
+    },
+)
+def adapt(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Run folder to write, which must be new or empty.")] = Path("run"),
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML file of options by name, such as the config.yaml of another run; options on the command line "
+            "replace its values.",
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
+    **options: Any,
+) -> None:
+    """Fine-tune a recogniser on a corpus.
+
+    The best adapter by dev WER is stored in OUT/adapter.
+    """
+    given = given_options(context, AdaptOptions)
+    if config is not None and resume:
+        raise CommandError("--resume takes the options of the run itself: leave out --config.")
+    if config is None and not resume:
+        _check_named(given)
+    from ssvd.adapt import adapt as fine_tune
+    from ssvd.errors import StoppedError, UserError
+    from ssvd.training.options import checked_options
+    from ssvd.training.run_folder import read_config
+
+    source = ""
+    if resume:
+        given = read_config(out) | given
+    elif config is not None:
+        given, source = _read_options(config) | given, f"{config}: "
+    checked = checked_options(given, source)
+    quiet_lightning()
+    with Bars(errors) as progress:
+        try:
+            result = fine_tune(checked, out, resume=resume, progress=progress)
+        except StoppedError as error:
+            raise UserError(f"{error}: ssvd adapt --resume --out {out}") from error
+    table = Table(show_header=False)
+    table.add_row("method", result.method)
+    table.add_row("trained parameters", f"{result.trainable_parameters:,} ({result.trainable_share:.2%})")
+    table.add_row("dev WER before", f"{result.zero_shot_dev_wer:.1%}")
+    table.add_row("dev WER after", f"{result.best_dev_wer:.1%} (epoch {result.best_epoch}, chosen on dev)")
+    table.add_row("training", f"{result.training_seconds:.0f} s")
+    table.add_row("adapter", f"{result.adapter_bytes / 1e6:.2f} MB in {out}")
+    console.print(table)
+
+
+def _check_named(given: dict[str, Any]) -> None:
+    if "model" not in given:
+        raise CommandError("Name the model to adapt: ssvd adapt MODEL --train CORPUS --out RUN.")
+    if "train" not in given:
+        raise CommandError("Name the corpus to train on with --train.")
+
+
+def _read_options(file: Path) -> dict[str, Any]:
+    """Read options by name from a YAML file.
+
+    Raises:
+        UserError: It does not hold any.
+    """
+    import yaml
+
+    from ssvd.errors import UserError
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"{file} does not hold options by name, such as 'epochs: 10'.")
+    return values

@@ -1,0 +1,112 @@
+"""`ssvd benchmark`, and the grids that come with the package."""
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from ssvd_cli.errors import CommandError
+from ssvd_cli.options import Device
+from ssvd_cli.terminal import Bars, console, quiet_lightning
+
+
+def benchmark(
+    grid: Annotated[
+        str | None, typer.Argument(metavar="[GRID]", help="What to compare: a YAML file, or a name of --list.")
+    ] = None,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="[DEST]", help="With --copy: file or folder to write the grid to.")
+    ] = None,
+    list_grids: Annotated[bool, typer.Option("--list", help="List the grids that come with the package.")] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Write the grid of that name to a file, to put your models and corpora in.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the results; work that was begun in it continues.")] = Path(
+        "benchmark-results"
+    ),
+    small: Annotated[
+        bool, typer.Option("--small", help="Use the embedded recogniser and synthetic speech, where the grid allows.")
+    ] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Repeat what failed before.")] = False,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the adapters of finished cells.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Compute on Ray: 'local', or the address of a cluster whose nodes share the folder --out."),
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="With --ray: share of a GPU for each cell.")] = 0,
+    cpus: Annotated[float, typer.Option(min=0, help="With --ray: number of cores for each cell.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Compare methods at their best learning rates.
+
+    Learning rates are chosen on dev; then every seed is trained, and tested once.
+    """
+    if list_grids:
+        _print_grids()
+        return
+    if grid is None:
+        raise CommandError("Name a grid: a YAML file, or one of those that ssvd benchmark --list shows.")
+    if copy:
+        _copy_grid(grid, destination)
+        return
+    if destination is not None:
+        raise CommandError(f"{destination} has no meaning without --copy; name one grid.")
+    file = _grid_file(grid)
+    from ssvd.benchmark.grid import read_grid
+    from ssvd.benchmark.scheduler import run_benchmark
+
+    quiet_lightning()
+    read = read_grid(file, small=small)
+    execute = None
+    if ray is not None:
+        from ssvd.benchmark.on_ray import on_ray
+
+        execute = on_ray(ray, gpus, cpus)
+    with Bars(console) as progress:
+        run_benchmark(read, out, device=device, keep_runs=keep_runs, retry=retry, progress=progress, execute=execute)
+
+
+def shipped_grids() -> dict[str, Path]:
+    """Return the files of the grids that come with the package, by name, without importing the package."""
+    spec = find_spec("ssvd")
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / "benchmark" / "grids"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def _print_grids() -> None:
+    import yaml
+
+    table = Table("grid", "title", box=box.SIMPLE, pad_edge=False)
+    for name, file in shipped_grids().items():
+        table.add_row(name, yaml.safe_load(file.read_text(encoding="utf-8"))["title"])
+    console.print(table)
+
+
+def _grid_file(grid: str) -> Path:
+    """Return the file of a grid: one of the user's, or else one of the package."""
+    file = Path(grid)
+    if file.exists() or file.suffix or len(file.parts) > 1:
+        return file  # a missing one is reported by its reader
+    return _shipped_grid(grid)
+
+
+def _shipped_grid(name: str) -> Path:
+    grids = shipped_grids()
+    if name not in grids:
+        raise CommandError(f"There is no grid {name!r}; the package has {', '.join(grids)}.")
+    return grids[name]
+
+
+def _copy_grid(name: str, destination: Path | None) -> None:
+    source, target = _shipped_grid(name), destination or Path()
+    if target.is_dir():
+        target = target / source.name
+    if target.exists():
+        raise CommandError(f"{target} exists already; remove it, or name another file.")
+    shutil.copyfile(source, target)
+    console.print(f"{target} holds the grid {name}; put in your models and corpora.", highlight=False)

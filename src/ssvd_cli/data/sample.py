@@ -1,0 +1,33 @@
+"""`ssvd data sample`."""
+
+from typing import Annotated
+
+import typer
+
+from ssvd_cli.data.corpus import CorpusName, CutsFile, DrawSeed, check_cuts_file, read
+from ssvd_cli.divisions import write_parts
+from ssvd_cli.options import SkipBad
+
+
+def sample(
+    corpus: CorpusName,
+    out: CutsFile,
+    utterances: Annotated[int | None, typer.Option(min=1, help="Number of utterances to draw.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0, help="Maximum number of hours to draw.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD", help="Keep the share of each value of this field: 'gender', or bands 'age:6-10,11-15'."
+        ),
+    ] = None,
+    seed: DrawSeed = 0,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Write utterances of a corpus that are drawn at random.
+
+    The draw is the same each time, whatever the order of the utterances.
+    """
+    check_cuts_file(out)
+    from ssvd.corpora.sampling import sample as draw
+
+    write_parts({out: draw(read(corpus, skip_bad).cuts, utterances=utterances, hours=hours, by=by, seed=seed)})

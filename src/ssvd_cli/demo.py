@@ -1,0 +1,23 @@
+"""`ssvd demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssvd_cli.terminal import Bars, console, quiet_lightning
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-results"),
+    seed: Annotated[int, typer.Option(help="Random seed of the speech and of the training.")] = 0,
+) -> None:
+    """Adapt a small recogniser to synthetic child-like speech.
+
+    It is adapted by SSVD and by LoRA, and the error rates before and after are shown.
+    """
+    from ssvd.demo.demonstration import run_demo
+
+    quiet_lightning()
+    with Bars(console) as progress:
+        run_demo(out, seed, progress)

@@ -1,0 +1,48 @@
+"""What is said of an error in one sentence, in place of a traceback."""
+
+import sys
+
+# Distributions of the extras, by the name that they are imported by. `ssvd[speech]` is what all commands need.
+_EXTRAS = {
+    "speech": "filelock jiwer lhotse lightning matplotlib num2words numpy plotly pydantic yaml rich scipy soundfile "
+    "tensorboard typer urllib3 whisper_normalizer",
+    "demo": "espeakng_loader",
+    "hf": "datasets",
+    "ray": "ray",
+    "espnet": "editdistance einops espnet_tts_frontend h5py humanfriendly hydra jamo kaldiio langcodes librosa loralib "
+    "opt_einsum sentencepiece six torch_complex typeguard",
+}
+EXTRA_OF = {package: extra for extra, packages in _EXTRAS.items() for package in packages.split()}
+
+
+class CommandError(Exception):
+    """A combination of arguments and options that makes no sense: one sentence that says what to write instead."""
+
+
+def in_a_sentence(error: Exception) -> str | None:
+    """Return the sentence to print for an error that the user can act on; None for a fault of the program."""
+    if isinstance(error, CommandError) or _is_user_error(error):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return _missing_package(error)
+    if isinstance(error, OSError) and error.strerror is not None:  # a file that the user named, or a full disk
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return None
+
+
+def _is_user_error(error: Exception) -> bool:
+    """Return whether this is a `ssvd.errors.UserError`; none can have been raised where that is not imported."""
+    module = sys.modules.get("ssvd.errors")
+    return module is not None and isinstance(error, module.UserError)
+
+
+def _missing_package(error: ModuleNotFoundError) -> str | None:
+    package = (error.name or "").partition(".")[0]
+    if package in ("espnet", "espnet2"):
+        return (
+            "This needs ESPnet, which is not installed: run pip install 'ssvd[espnet]' and "
+            "pip install --no-deps espnet==202511."
+        )
+    if package not in EXTRA_OF:
+        return None
+    return f"This needs the package {package}, which is not installed: run pip install 'ssvd[{EXTRA_OF[package]}]'."
