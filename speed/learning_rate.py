@@ -24,7 +24,7 @@ from rich.table import Table
 from ssvd.corpora.corpus import read_corpus
 from ssvd.demo.demonstration import EMBEDDED
 from ssvd.demo.synthetic import write_corpus
-from ssvd.methods.table import apply_method
+from ssvd.methods import Budget, apply_method
 from ssvd.recognisers.loading import load_model
 from ssvd.spectral import step
 from ssvd.training.batches import ByCount, EpochBatches
@@ -46,7 +46,7 @@ def held_out_loss(
     torch.manual_seed(seed)
     speech = load_model(model)
     layers = speech.adaptable_layers()
-    speech.module = apply_method(speech.module, "ssvd", layers, f"p={portion}", token_stride=token_stride)
+    speech.module = apply_method(speech.module, "ssvd", layers, Budget("p", portion), token_stride=token_stride)
     layer = next(m for m in speech.module.modules() if hasattr(m, "ssvd_basis"))
     k = layer.ssvd_basis["default"].k
     trained = [p for p in speech.module.parameters() if p.requires_grad]

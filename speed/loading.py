@@ -31,7 +31,7 @@ from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.selection import select
 from ssvd.demo.demonstration import EMBEDDED
 from ssvd.demo.synthetic import write_corpus
-from ssvd.methods.table import apply_method, find_method
+from ssvd.methods import apply_method, find_method
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.training.augmentation import Augmenter
 from ssvd.training.batches import ByCount, EpochBatches
@@ -61,7 +61,7 @@ def main(
         audio = {name: transcoded(chosen, Path(folder) / name, name) for name in formats.split(",")}
         changes = augmentations(Path(folder) / "noise", speech)
         costs = reading_costs(speech, audio, changes)
-        speech.module = apply_method(speech.module, "ssvd", speech.adaptable_layers(), "p=0.4", [], 1)
+        speech.module = apply_method(speech.module, "ssvd", speech.adaptable_layers())
         kinds = [
             (int(t), name, augmented, int(w))
             for t in threads.split(",")

@@ -22,7 +22,7 @@ from machine import machine
 from ssvd.corpora.corpus import read_corpus
 from ssvd.demo.demonstration import EMBEDDED
 from ssvd.demo.synthetic import write_corpus
-from ssvd.methods.table import find_method
+from ssvd.methods import find_method
 from ssvd.recognisers.loading import load_model
 from ssvd.spectral import step
 from ssvd.tuners import portion_rank

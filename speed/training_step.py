@@ -41,7 +41,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 import floor
 from machine import machine
-from ssvd.methods.table import apply_method, linear_shapes, trainable_parameters
+from ssvd.methods import Budget, apply_method, linear_shapes, trainable_parameters
 from ssvd.spectral import step_products
 from ssvd.tuners import portion_rank
 
@@ -226,7 +226,7 @@ def build_variants(portion: float, compiled: bool = False) -> dict[str, Variant]
     def method(name: str, budget: str = f"p={portion}", token_stride: int = 1) -> Variant:
         # However far the nearest block size of OFT is.
         return lambda model, layers: apply_method(
-            model, name, layers, budget, token_stride=token_stride, tolerance=math.inf
+            model, name, layers, Budget.parse(budget), token_stride=token_stride, tolerance=math.inf
         )
 
     def psoft(**series: Any) -> Variant:

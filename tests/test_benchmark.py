@@ -21,11 +21,12 @@ from ssvd.benchmark.scheduler import group_state, run_benchmark
 from ssvd.benchmark.search import best_rate, rates_to_try
 from ssvd.benchmark.tasks import Task
 from ssvd.errors import StoppedError, UserError
-from ssvd.methods.table import METHODS
+from ssvd.methods import METHODS
 from ssvd.training.progress import Log
+from ssvd_cli.benchmark import shipped_grids
 from ssvd_cli.main import app
 
-GRIDS = sorted((Path(__file__).parents[1] / "grids").glob("*.yaml"))
+GRIDS = sorted(shipped_grids().values())
 
 
 @pytest.fixture
@@ -322,7 +323,7 @@ def test_equal_ids_in_two_parts_of_a_corpus_are_refused(values, tmp_path, corpor
     shutil.copytree(corpora["child"].parent, copy.parent)
     values["corpora"]["child"]["train"] = [str(corpora["child"]), str(copy)]
     grid = checked_grid(values | {"skip_bad": True}, "grid")
-    with pytest.raises(UserError, match=r"both have an utterance child-7-00000: give each an id of its own"):
+    with pytest.raises(UserError, match=r"both have an utterance child-7-00000: give each a unique id"):
         run_benchmark(grid, tmp_path / "results", device="cpu")
     code, _, told = ssvd("adapt", embedded, "--train", corpora["child"], "--train", copy, "--out", tmp_path / "run")
     assert code == 2 and "both have an utterance child-7-00000" in " ".join(told.split())

@@ -24,7 +24,7 @@ from transformers import (
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
-from ssvd.methods.table import apply_method
+from ssvd.methods import apply_method
 from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.loading import load_check, load_model, load_outline
 from ssvd.recognisers.spec_augment import SpecAugment
@@ -75,7 +75,7 @@ def with_text(cut, text):
 
 
 def perturbed(speech, method="ssvd"):
-    speech.module = apply_method(speech.module, method, speech.adaptable_layers(), "p=0.4").eval()
+    speech.module = apply_method(speech.module, method, speech.adaptable_layers()).eval()
     moved(speech.module)
     return speech
 
@@ -154,7 +154,7 @@ def test_every_layer_of_the_encoder_is_adapted_and_changes_what_is_heard(folder,
     before = speech._logits(batch.samples, batch.lengths)
     for name in layers:
         one = load_model(folder)
-        one.module = apply_method(one.module, "ssvd", [name], "p=0.4").eval()
+        one.module = apply_method(one.module, "ssvd", [name]).eval()
         assert torch.equal(one._logits(batch.samples, batch.lengths), before)
         moved(one.module)
         after = one._logits(batch.samples, batch.lengths)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
-from ssvd.methods.table import METHODS, apply_method, linear_shapes, parameters
+from ssvd.methods import METHODS, Budget, apply_method, linear_shapes, parameters
 from ssvd.plan import plan_methods
 from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.loading import load_check, load_model, load_outline
@@ -397,7 +397,7 @@ def test_every_method_starts_at_the_model_and_reloads_the_same(name, owsm, cuts,
     before = speech.loss(batch).item()
     smallest = {"lora": "rank=1", "dora": "rank=1", "pissa": "rank=1", "vera": "rank=16", "oft": "block=4"}
     budget = smallest.get(name, "band=0" if name == "svft plain" else "p=0.4")
-    speech.module = apply_method(speech.module, name, layers, budget)
+    speech.module = apply_method(speech.module, name, layers, Budget.parse(budget))
     assert speech.loss(batch).item() == pytest.approx(before, rel=1e-5)
     _perturb(speech.module)
     changed = speech.loss(batch).item()

@@ -13,7 +13,7 @@ from ssvd.adapt import AdaptOptions, adapt
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
-from ssvd.methods.table import METHODS
+from ssvd.methods import METHODS
 from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.loading import load_model
 from ssvd.training.batches import ByCount

@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import nn
 
 from ssvd.errors import UserError
-from ssvd.methods.table import (
+from ssvd.methods import (
     METHODS,
     Budget,
     apply_method,
@@ -71,7 +71,7 @@ def test_the_planned_count_is_what_is_trained(name, budget):
     except UserError as error:
         assert any(words in str(error) for words in ("cannot train about", "is set by", "is not possible"))
         return
-    module = apply_method(Model(), name, LAYERS, budget)
+    module = apply_method(Model(), name, LAYERS, Budget.parse(budget))
     part = method.part(Model())
     expected = method.count(shapes, setting) if part is None else parameters(part)
     assert trainable_parameters(module) == expected
@@ -84,7 +84,7 @@ def test_the_planned_count_is_what_is_trained(name, budget):
 def test_a_reloaded_adapter_gives_the_same(name, x, tmp_path):
     torch.manual_seed(0)
     base = Model()
-    adapted = perturbed(apply_method(copy.deepcopy(base), name, LAYERS, _budget(name))).eval()
+    adapted = perturbed(apply_method(copy.deepcopy(base), name, LAYERS, Budget.parse(_budget(name)))).eval()
     assert not torch.allclose(adapted(x), base(x), atol=1e-3)
     adapted.save_pretrained(tmp_path)
     reloaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
@@ -99,14 +99,14 @@ def _budget(name):
 @pytest.mark.parametrize("name", PEFT_METHODS)
 def test_every_method_starts_at_the_pretrained_model(name, x):
     base = Model()
-    adapted = apply_method(copy.deepcopy(base), name, LAYERS, _budget(name))
+    adapted = apply_method(copy.deepcopy(base), name, LAYERS, Budget.parse(_budget(name)))
     torch.testing.assert_close(adapted(x), base(x), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", PEFT_METHODS)
 def test_what_is_not_trained_stays_after_train_and_eval(name, x):
     """The DoRA of SSVD's authors merged itself into the frozen weight at each validation."""
-    module = apply_method(Model(), name, LAYERS, _budget(name))
+    module = apply_method(Model(), name, LAYERS, Budget.parse(_budget(name)))
     frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(10):
@@ -124,7 +124,7 @@ def test_what_is_not_trained_stays_after_train_and_eval(name, x):
 def test_pissa_begins_with_the_principal_components_and_their_residual():
     base = Model()
     W = base.encoder["q"].weight.detach().clone()
-    layer = apply_method(base, "pissa", LAYERS, "rank=4").base_model.model.encoder["q"]
+    layer = apply_method(base, "pissa", LAYERS, Budget("rank", 4)).base_model.model.encoder["q"]
     U, S, Vh = torch.linalg.svd(W.double())
     principal = (U[:, :4] * S[:4] @ Vh[:4]).float()
     product = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight) * layer.scaling["default"]
@@ -135,7 +135,7 @@ def test_pissa_begins_with_the_principal_components_and_their_residual():
 def test_dora_normalises_rows():
     base = Model()
     W = base.encoder["q"].weight.detach().clone()
-    layer = perturbed(apply_method(base, "dora", LAYERS, "rank=4")).base_model.model.encoder["q"]
+    layer = perturbed(apply_method(base, "dora", LAYERS, Budget("rank", 4))).base_model.model.encoder["q"]
     changed = W + layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     magnitude = layer.lora_magnitude_vector["default"].weight[:, None]
     expected = magnitude * changed / changed.norm(dim=1, keepdim=True)
@@ -228,7 +228,7 @@ def test_shapes_are_out_by_in():
         ({"budget": "rank=4"}, "'ssvd' is set by portion=, not by rank="),
         ({"name": "lora", "budget": "rank=33"}, "rank=33 is not possible for 'lora': it must lie between 1 and 32"),
         ({"name": "lora", "budget": "rank=1.5"}, "rank=1.5 is not possible"),
-        ({"name": "oft", "budget": "block=5"}, "between 2 and 32 and divide all layers"),
+        ({"name": "oft", "budget": "block=5"}, "between 2 and 32 and divide the width of all layers"),
         ({"name": "lora", "budget": "100"}, "cannot train about 100 parameters .* the nearest is 312, with rank=1"),
         ({"name": "vera", "budget": "2000"}, "the nearest is 248, with rank=32"),
         ({"token_stride": 0}, "token stride 0 must be at least 1"),
@@ -237,7 +237,8 @@ def test_shapes_are_out_by_in():
 )
 def test_wrong_values_say_what_to_do(arguments, message):
     with pytest.raises(UserError, match=message):
-        apply_method(Model(), **{"name": "ssvd", "layers": LAYERS, **arguments})
+        budget = Budget.parse(arguments.get("budget", "p=0.4"))
+        apply_method(Model(), **{"name": "ssvd", "layers": LAYERS, **arguments, "budget": budget})
 
 
 def test_the_token_stride_reaches_the_adapter():

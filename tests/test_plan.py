@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from ssvd.errors import UserError
-from ssvd.methods.table import METHODS, apply_method, trainable_parameters
+from ssvd.methods import METHODS, Budget, apply_method, trainable_parameters
 from ssvd.plan import plan_methods
 from ssvd.recognisers.loading import load_model
 
@@ -20,7 +20,7 @@ def rows(planned):
 def test_what_is_planned_is_what_is_trained(name, embedded):
     row = rows(plan_methods(embedded, "4%"))[name]
     speech = load_model(embedded)
-    module = apply_method(speech.module, name, speech.adaptable_layers(), "4%")
+    module = apply_method(speech.module, name, speech.adaptable_layers(), Budget("%", 4))
     assert trainable_parameters(module) == row.trainable_parameters
     assert row.optimiser_bytes == 12 * row.trainable_parameters
     assert row.trainable_share == pytest.approx(row.trainable_parameters / 3_229_248)
@@ -32,7 +32,7 @@ def test_what_is_planned_is_what_is_trained(name, embedded):
 def test_the_size_of_the_file_is_near(name, budget, embedded, tmp_path):
     row = rows(plan_methods(embedded, budget))[name]
     speech = load_model(embedded)
-    module = apply_method(speech.module, name, speech.adaptable_layers(), budget)
+    module = apply_method(speech.module, name, speech.adaptable_layers(), Budget.parse(budget))
     module.save_pretrained(tmp_path)
     size = (tmp_path / "adapter_model.safetensors").stat().st_size
     assert row.adapter_bytes <= size <= 1.06 * row.adapter_bytes + 30_000

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from ssvd.errors import StoppedError, UserError
 from ssvd.files import is_disk_error, write_json, write_whole
 from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
-from ssvd.methods.table import Budget, apply_method, find_method, linear_shapes, parameters, trainable_parameters
+from ssvd.methods import Budget, apply_method, find_method, linear_shapes, parameters, trainable_parameters
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.training.augmentation import Augmenter
@@ -107,7 +107,7 @@ def _make_trainable(speech: Recogniser, layers: list[str], options: AdaptOptions
     """Wrap the recogniser's network by the method, with randomness that follows from the seed."""
     torch.manual_seed(options.seed)
     speech.module = apply_method(
-        speech.module, options.method, layers, options.budget, options.also_train, options.token_stride
+        speech.module, options.method, layers, Budget.parse(options.budget), options.also_train, options.token_stride
     )
     speech.spec_augment = SpecAugment() if options.spec_augment else None
 

@@ -9,7 +9,7 @@ Python, `import ssvd.espnet_plugin` before the model is built. The YAML then say
     adapter: ssvd                      # or ssvd_strict, dora, pissa, vera, svft, psoft, oft, peft_lora, ...
     adapter_conf:
         base_model_file: owsm/exp/.../model.pth     # what is adapted; not `init_param`
-        budget: p=0.4                  # see ssvd.methods.table.Budget.parse
+        budget: p=0.4                  # see ssvd.methods.Budget.parse
     save_strategy: required_grad_only
 
 What ESPnet saves holds the adapter and no frozen weight; decoding, as training, starts from `base_model_file`.
@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 
 from ssvd.errors import UserError
-from ssvd.methods.table import METHODS, Method, apply_method
+from ssvd.methods import METHODS, Budget, Method, apply_method
 from ssvd.recognisers.espnet_checkpoint import espnet_importable, load_weights
 
 with espnet_importable():
@@ -63,9 +63,9 @@ def _creation(method: Method) -> Any:
         Args:
             model: ESPnet's, whose weights may still be at random.
             base_model_file: The .pth of the model that is adapted.
-            budget: See `ssvd.methods.table.Budget.parse`; or the method's own number under its name, as `rank: 32`.
+            budget: See `ssvd.methods.Budget.parse`; or the method's own number under its name, as `rank: 32`.
             layers: Ends of the names of the linear layers to adapt; default all but those of CTC.
-            also_train, token_stride: See `ssvd.methods.table.apply_method`.
+            also_train, token_stride: See `ssvd.methods.apply_method`.
             options: Of the method's PEFT configuration, as `lora_alpha: 64`.
 
         Raises:
@@ -80,7 +80,7 @@ def _creation(method: Method) -> Any:
         if method.unit in options:
             budget = f"{method.unit}={options.pop(method.unit)}"
         chosen = [name for name in _linear_layers(model) if layers is None or name.endswith(tuple(layers))]
-        apply_method(model, method.name, chosen, budget, also_train, token_stride, options=options)
+        apply_method(model, method.name, chosen, Budget.parse(budget), also_train, token_stride, options=options)
         model.register_load_state_dict_post_hook(_check_loaded)
 
     return create

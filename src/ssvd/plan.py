@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ssvd.errors import UserError
-from ssvd.methods.table import METHODS, Budget, linear_shapes, parameters
+from ssvd.methods import METHODS, Budget, linear_shapes, parameters
 from ssvd.recognisers.loading import load_outline
 
 BYTES = 4  # per number: adapters are trained and stored in float32
@@ -69,7 +69,7 @@ def plan_methods(model: str | Path, budget: str = "p=0.4", tokens: int = 8000) -
 
     Args:
         model: A checkpoint folder, a config.json, or the name of a model on the hub.
-        budget: See `ssvd.methods.table.Budget.parse`. Methods that do not have the setting that it names are left out.
+        budget: See `ssvd.methods.Budget.parse`. Methods that do not have the setting that it names are left out.
         tokens: Number of tokens of a training step in each layer, over which the forming of weights is spread.
 
     Raises:

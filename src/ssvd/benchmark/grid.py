@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ssvd.demo import EMBEDDED
 from ssvd.errors import UserError
-from ssvd.methods.table import Budget, find_method
+from ssvd.methods import Budget, find_method
 from ssvd.training.options import checked_options
 
 # Of AdaptOptions, what the cells set themselves.
@@ -73,8 +73,8 @@ class Grid(_Part):
         title: For the report.
         models: Checkpoints (folders or names on the hub) by name; "embedded" is the recogniser of this package.
         corpora: By name.
-        methods: Names of `ssvd.methods.table.METHODS`; as {name: budget} or {name: [budgets]} with budgets of its own.
-        budgets: Of the other methods; see `ssvd.methods.table.Budget.parse`.
+        methods: Names of `ssvd.methods.METHODS`; as {name: budget} or {name: [budgets]} with budgets of its own.
+        budgets: Of the other methods; see `ssvd.methods.Budget.parse`.
         learning_rates: To search, by method; by default those of `METHODS`. Where there is one, nothing is searched.
         extensions: How many further rates may be tried, a factor of three apart, while the best one lies on the edge.
         seeds: The first is the one of the search.

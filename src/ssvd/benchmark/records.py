@@ -87,7 +87,7 @@ class Cell(_Record):
 
     model: str  # its name in the grid
     corpus: str  # its name in the grid
-    method: str  # key of `ssvd.methods.table.METHODS`
+    method: str  # key of `ssvd.methods.METHODS`
     budget: str  # as in the grid; "" for the frozen model and full fine-tuning
     seed: int
 

@@ -23,7 +23,7 @@ from ssvd.benchmark.search import best_rate, search
 from ssvd.benchmark.tasks import Task, failure, run_folder, run_task, setting_of, write_record
 from ssvd.errors import StoppedError, UserError
 from ssvd.files import write_whole
-from ssvd.methods.table import find_method
+from ssvd.methods import find_method
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.run_folder import holds_model
 

@@ -33,7 +33,7 @@ from ssvd.errors import StoppedError, UserError
 from ssvd.evaluate import decode
 from ssvd.files import is_disk_error, write_json
 from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
-from ssvd.methods.table import Budget, find_method, linear_shapes, parameters
+from ssvd.methods import Budget, find_method, linear_shapes, parameters
 from ssvd.recognisers.decoding import Decoding, Fallback, Transcript
 from ssvd.recognisers.loading import Recogniser, load_model, load_outline
 from ssvd.scoring import score, score_by, usual_normaliser

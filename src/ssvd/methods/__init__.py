@@ -1,1 +1,17 @@
-"""Every compared method: its budget, its PEFT configuration, its cost."""
+"""The methods that can be compared: how a budget becomes a PEFT configuration, what is trained and what it costs."""
+
+from ssvd.methods.apply import apply_method, linear_shapes, parameters, trainable_parameters
+from ssvd.methods.budget import Budget
+from ssvd.methods.method import Method
+from ssvd.methods.table import METHODS, find_method
+
+__all__ = [
+    "METHODS",
+    "Budget",
+    "Method",
+    "apply_method",
+    "find_method",
+    "linear_shapes",
+    "parameters",
+    "trainable_parameters",
+]

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from peft import PeftModel
 
-from ssvd.methods.table import trainable_parameters
+from ssvd.methods import trainable_parameters
 from ssvd.recognisers.loading import Recogniser
 from ssvd.training.results import Epoch
 from ssvd_options import AdaptOptions

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from ssvd.corpora.sources import Source
 from ssvd.errors import UserError
-from ssvd.methods.table import Budget, find_method
+from ssvd.methods import Budget, find_method
 from ssvd.scoring import normaliser
 from ssvd.training.augmentation import Augmentation
 from ssvd_options.adapt import AdaptOptions

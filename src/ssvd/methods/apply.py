@@ -1,0 +1,111 @@
+"""Make a model ready for training with a method, and count what is trained."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peft import PeftConfig, get_peft_model
+from torch import nn
+
+from ssvd.errors import UserError
+from ssvd.methods.budget import Budget
+from ssvd.methods.method import TOLERANCE, Method, Shape, Shapes
+from ssvd.methods.table import find_method
+from ssvd.tuners import SSVDConfig, SVFTConfig
+
+
+def apply_method(
+    module: nn.Module,
+    name: str,
+    layers: list[str],
+    budget: Budget = Budget("p", 0.4),  # noqa: B008  # frozen
+    also_train: Sequence[str] = (),
+    token_stride: int = 1,
+    tolerance: float = TOLERANCE,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Make a model ready for training with a method.
+
+    Args:
+        module: The pretrained model, which is changed in place.
+        name: Key of `METHODS`.
+        layers: Full names of the linear layers to adapt.
+        budget: How much to train.
+        also_train: Names, or ends of names, of modules to train in full and to save with the adapter.
+        token_stride: Above 1, SSVD and SVFT estimate their gradient from every so many tokens.
+        tolerance: How far the count may be off, as a share of the budget; see `Method.setting`.
+        options: Further fields of the method's PEFT configuration, which override those of the table.
+
+    Returns:
+        A `PeftModel`, or the module itself where the method trains everything, the encoder or nothing.
+
+    Raises:
+        UserError: A value is wrong, or a layer does not exist or cannot be adapted.
+    """
+    method = find_method(name)
+    shapes = linear_shapes(module, layers)
+    if token_stride < 1:
+        raise UserError(f"The token stride {token_stride} must be at least 1.")
+    if token_stride > 1 and not name.startswith(("ssvd", "svft")):
+        raise UserError(f"The method {name!r} has no token stride: leave it at 1.")
+    setting = method.setting(shapes, budget, parameters(module), tolerance)
+    if method.config is None:
+        module.requires_grad_(False)
+        if (part := method.part(module)) is not None:
+            part.requires_grad_(True)
+        return module
+    _check_names(module, shapes, also_train)
+    config = method.config(shapes, setting)
+    config.modules_to_save = list(also_train) or None
+    _set_options(config, method, options or {})
+    if isinstance(config, SSVDConfig | SVFTConfig):
+        config.token_stride = token_stride
+    adapted: nn.Module = get_peft_model(module, config)
+    return adapted
+
+
+def _check_names(module: nn.Module, shapes: Shapes, also_train: Sequence[str]) -> None:
+    names = [name for name, _ in module.named_modules()]
+    # PEFT takes full names for ends of names, and would adapt the longer ones too.
+    longer = [name for name in names if name not in shapes and name.endswith(tuple(f".{layer}" for layer in shapes))]
+    if longer:
+        raise UserError(f"The name of a layer to adapt is also the end of {longer[0]}: adapt both, or rename one.")
+    for wanted in also_train:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+            raise UserError(f"The model has no module {wanted!r} to train; `named_modules` lists what it has.")
+
+
+def _set_options(config: PeftConfig, method: Method, options: Mapping[str, Any]) -> None:
+    for field, value in options.items():
+        if not hasattr(config, field):
+            raise UserError(f"The method {method.name!r} has no option {field!r}.")
+        setattr(config, field, value)
+
+
+def linear_shapes(module: nn.Module, layers: list[str]) -> dict[str, Shape]:
+    """Return the shapes (out, in) of the linear layers with these full names.
+
+    Raises:
+        UserError: The list is empty, or a name is not that of a linear layer.
+    """
+    if not layers:
+        raise UserError("There is no layer to adapt: name at least one linear layer of the model.")
+    modules = dict(module.named_modules())
+    shapes = {}
+    for name in layers:
+        layer = modules.get(name)
+        if layer is None:
+            raise UserError(f"The model has no layer {name!r}: give full names, as `named_modules` lists them.")
+        if not isinstance(layer, nn.Linear):
+            raise UserError(f"The layer {name!r} is {type(layer).__name__}: only torch.nn.Linear can be adapted.")
+        shapes[name] = (layer.out_features, layer.in_features)
+    return shapes
+
+
+def parameters(module: nn.Module) -> int:
+    """Count the parameters of a model, trained or not."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def trainable_parameters(module: nn.Module) -> int:
+    """Count the parameters of a model that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
