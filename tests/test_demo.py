@@ -5,10 +5,10 @@ import json
 
 import pytest
 from matplotlib.image import imread
-from rich.console import Console
 
 from ssvd.demo import demonstration as demo
 from ssvd.errors import UserError
+from ssvd.training.progress import Log
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,12 @@ def small():
 def shown(small, tmp_path_factory):
     """(folder, what was printed, what was returned)"""
     out, told = tmp_path_factory.mktemp("demo") / "results", io.StringIO()
-    return out, told, demo.run_demo(out, 0, Console(file=told, width=160))
+    return out, told, demo.run_demo(out, 0, Log(told))
 
 
 def test_shows_what_each_method_gained_and_cost_and_calls_it_synthetic(shown):
-    out, told, summary = shown
+    out, told, systems = shown
+    summary = {name: system.as_dict() for name, system in systems.items()}
     assert list(summary) == ["base", "ssvd", "lora"]
     for system in summary.values():
         for corpus in ("child-test", "adult-test"):
@@ -71,7 +72,7 @@ def test_second_call_trains_nothing_anew_and_minds_no_results_of_other_seeds(sho
     (out / "hypotheses" / "ssvd-seed-9-child-test-metadata.jsonl").write_text(json.dumps(foreign) + "\n")
     speech = {path: path.stat().st_mtime_ns for path in out.glob("*/**/*.flac")}
     told = io.StringIO()
-    again = demo.run_demo(out, 0, Console(file=told, width=160))
+    again = demo.run_demo(out, 0, Log(told))
     assert again == summary
     assert told.getvalue().count("is complete already") == 2
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/**/*.flac")} == speech
@@ -79,5 +80,5 @@ def test_second_call_trains_nothing_anew_and_minds_no_results_of_other_seeds(sho
 
 def test_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="is not empty; give another folder with --out"):
-        demo.run_demo(tmp_path, 0, Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="is not empty: choose another folder"):
+        demo.run_demo(tmp_path, 0, Log(io.StringIO()))

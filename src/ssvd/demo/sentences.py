@@ -113,7 +113,7 @@ def _noun_phrase(rng: random.Random, nouns: list[str], adjective_chance: float =
 
 
 def sentence(rng: random.Random) -> str:
-    """One lower-case sentence of 3 to 9 words without punctuation, drawn with `rng`."""
+    """Return a random lower-case sentence of 3 to 9 words without punctuation."""
     beings = rng.choice([PEOPLE, ANIMALS])
     subject = rng.choice(NAMES) if rng.random() < 0.35 else rng.choice(PRONOUNS) if rng.random() < 0.15 else None
     subject = subject or "the " + rng.choice(beings)
@@ -140,7 +140,7 @@ def sentence(rng: random.Random) -> str:
 
 
 def vocabulary() -> set[str]:
-    """Every word that `sentence` can produce."""
+    """Return every word that `sentence` can produce."""
     nouns = PEOPLE + ANIMALS + THINGS + PLACES
     verbs = [form for verb in TRANSITIVE + INTRANSITIVE for form in verb.split()]
     fixed = "an and are can in on the there with".split()

@@ -1,4 +1,4 @@
-"""Synthetic speech by eSpeak NG: adults, child-like speakers, and accents, for the demo and for pretraining its model.
+"""Make synthetic speech with eSpeak NG: adults, child-like speakers and accents, for the demonstration and its model.
 
 Needs the extra `ssvd[demo]`. Everything made here is synthetic and is called so wherever it is shown.
 """
@@ -16,14 +16,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
 from ssvd.demo.sentences import sentence
 from ssvd.errors import UserError
 from ssvd.files import write_whole
+
+Kind = Literal["adult", "child", "accent"]
+"""A kind of speakers."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 SAMPLING_RATE = 16_000
 LONGEST = 3.9  # seconds: the embedded recogniser has a window of 4 s
@@ -32,7 +38,6 @@ SHIFTED_ACCENTS = ("en-gb-scotland", "en-029", "en-gb-x-gbclan")
 # Left out: Alicia, caleb, f2, f3, f5, sandro and victor, whose noise differs from one process to the next.
 VARIANTS = """m1 m2 m3 m4 m5 m6 m7 m8 f1 f4 Alex Andy Annie Denis Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael
 adam anika david edward gustave ian john linda max norbert pablo paul quincy shelby steph zac""".split()
-KINDS = ("adult", "child", "accent")
 _CHUNK = 100  # utterances spoken by one instance of the library
 _AHEAD = 10  # chunks
 
@@ -41,9 +46,15 @@ _AHEAD = 10  # chunks
 class Speaker:
     """A synthetic speaker.
 
-    `rate` is in words a minute and `pitch` on eSpeak NG's scale of 0 to 99, both before the voice is resampled by
-    `tract`: above 1 it shortens the vocal tract, which raises pitch and formants and quickens the speech alike.
-    `hesitation` is the chance, for each word, of a pause, a repetition or a prolongation.
+    Attributes:
+        name: Its id.
+        accent: Name of a voice of eSpeak NG.
+        variant: Name of a variant of that voice.
+        rate: Words per minute, before resampling by `tract`.
+        pitch: Pitch on eSpeak NG's scale of 0 to 99, before resampling by `tract`.
+        tract: Factor by which the voice is resampled; above 1, it shortens the vocal tract, which raises pitch and
+            formants and speeds up the speech.
+        hesitation: Probability, for each word, of a pause, a repetition or a prolongation.
     """
 
     name: str
@@ -55,8 +66,8 @@ class Speaker:
     hesitation: float
 
     @classmethod
-    def draw(cls, kind: str, name: str, rng: random.Random) -> "Speaker":
-        """A random speaker of a kind in `KINDS`."""
+    def draw(cls, kind: Kind, name: str, rng: random.Random) -> "Speaker":
+        """Return a random speaker of a kind."""
         child = kind == "child"
         tract = rng.uniform(1.25, 1.5) if child else rng.uniform(0.93, 1.07)
         pace = rng.uniform(120, 165) if child else rng.uniform(150, 195)
@@ -74,8 +85,9 @@ class Speaker:
 class Espeak:
     """eSpeak NG through ctypes: the same calls in the same order on a new instance give the same samples.
 
-    The library keeps state from one utterance to the next that no call of its own resets, so each instance loads a
-    copy of it, 0.7 MB on disk until the process ends (the loader would take a later file with its inode for the same).
+    The library keeps state between utterances that none of its functions resets. Each instance therefore loads a copy
+    of its own, which takes 0.7 MB on disk until the process ends: the loader would take a later file with the same
+    inode for the same library.
     """
 
     _copies = tempfile.TemporaryDirectory(prefix="ssvd-espeak-", ignore_cleanup_errors=True)
@@ -87,7 +99,7 @@ class Espeak:
             raise UserError("synthetic speech needs eSpeak NG; install it with: pip install 'ssvd[demo]'") from None
         copy = Path(tempfile.mkdtemp(dir=self._copies.name)) / "libespeak-ng"
         self._library = ctypes.CDLL(str(shutil.copy(espeakng_loader.get_library_path(), copy)))
-        self._chunks: list[np.ndarray] = []
+        self._chunks: list[NDArray[np.int16]] = []
         receive = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
         self._callback = receive(self._receive)  # held here: the library keeps only its address
         synchronous, no_exit = 2, 0x8000
@@ -100,8 +112,8 @@ class Espeak:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
 
-    def speak(self, ssml: str, voice: str, rate: float, pitch: int) -> np.ndarray:
-        """Samples of an SSML text, float32 in [-1, 1] at `self.sampling_rate`."""
+    def speak(self, ssml: str, voice: str, rate: float, pitch: int) -> NDArray[np.float32]:
+        """Return the samples of an SSML text: (samples,), float32 in [-1, 1] at `self.sampling_rate`."""
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"eSpeak NG has no voice {voice!r}")
         for parameter, value in ((1, round(rate)), (3, pitch)):  # espeakRATE, espeakPITCH
@@ -110,11 +122,11 @@ class Espeak:
         self._chunks.clear()
         utf8_ssml = 0x1 | 0x10
         self._library.espeak_Synth(text, len(text), 0, 0, 0, utf8_ssml, None, None)
-        return np.concatenate(self._chunks).astype(np.float32) / 32768
+        return np.concatenate(self._chunks).astype(np.float32) / np.float32(32768)
 
 
 def _hesitant(text: str, hesitation: float, rng: random.Random) -> str:
-    """SSML in which words are repeated, prolonged or followed by a pause."""
+    """Return SSML in which words are repeated, prolonged or followed by a pause."""
     spoken = []
     for word in text.split():
         if rng.random() < hesitation:
@@ -129,8 +141,8 @@ def _hesitant(text: str, hesitation: float, rng: random.Random) -> str:
     return f"<speak>{' '.join(spoken)}</speak>"
 
 
-def speak(espeak: Espeak, text: str, speaker: Speaker, rng: random.Random) -> np.ndarray:
-    """`text` spoken by `speaker` with light noise, float32 in [-1, 1] at 16 kHz."""
+def speak(espeak: Espeak, text: str, speaker: Speaker, rng: random.Random) -> NDArray[np.float32]:
+    """Return a text spoken by a speaker with light noise: (samples,), float32 in [-1, 1] at 16 kHz."""
     ssml = _hesitant(text, speaker.hesitation, rng)
     rate = speaker.rate * rng.uniform(0.9, 1.1)
     samples = espeak.speak(ssml, f"{speaker.accent}+{speaker.variant}", rate, speaker.pitch)
@@ -140,10 +152,12 @@ def speak(espeak: Espeak, text: str, speaker: Speaker, rng: random.Random) -> np
     snr = rng.uniform(20, 40)  # dB
     power = float(np.mean(samples**2)) * 10 ** (-snr / 10)
     noise = np.random.default_rng(rng.getrandbits(32)).normal(0, np.sqrt(power), len(samples))
-    return np.clip(samples + noise, -1, 1).astype(np.float32)
+    noisy: NDArray[np.float32] = np.clip(samples + noise, -1, 1).astype(np.float32)
+    return noisy
 
 
-def _speak_chunk(kind: str, speakers: int, seed: int, chunk: range) -> list[tuple[Speaker, str, np.ndarray]]:
+def _speak_chunk(kind: Kind, speakers: int, seed: int, chunk: range) -> list[tuple[Speaker, str, NDArray[np.float32]]]:
+    """Return the utterances with these numbers."""
     espeak = Espeak()
     spoken = []
     for index in chunk:
@@ -159,21 +173,27 @@ def _speak_chunk(kind: str, speakers: int, seed: int, chunk: range) -> list[tupl
     return spoken
 
 
-def utterances(kind: str, count: int, speakers: int, seed: int) -> Iterator[tuple[Speaker, str, np.ndarray]]:
-    """`count` utterances (speaker, text, float32 samples at 16 kHz) by as many `speakers` of a kind in `KINDS`.
+def utterances(kind: Kind, count: int, speakers: int, seed: int) -> Iterator[tuple[Speaker, str, NDArray[np.float32]]]:
+    """Yield utterances as speaker, text and samples: (samples,), float32 at 16 kHz, at most 3.9 s.
 
-    The same arguments give the same samples, whatever the number of cores. None is longer than 3.9 s.
+    The same arguments give the same samples, whatever the number of cores.
+
+    Args:
+        kind: Kind of the speakers.
+        count: Number of utterances.
+        speakers: Number of speakers.
+        seed: Random seed.
     """
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     speak_chunk = partial(_speak_chunk, kind, speakers, seed)
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        # A few chunks ahead of the reader, so that a large corpus never stands in memory whole.
+        # Only a few chunks ahead of the reader, so that a large corpus need not fit in memory.
         for start in range(0, len(chunks), _AHEAD):
             for spoken in pool.map(speak_chunk, chunks[start : start + _AHEAD]):
                 yield from spoken
 
 
-def write_corpus(folder: Path, kind: str, count: int, speakers: int, seed: int) -> Path:
+def write_corpus(folder: Path, kind: Kind, count: int, speakers: int, seed: int) -> Path:
     """Write synthetic utterances as 16 kHz FLAC, then a table `metadata.csv` beside them; return the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
     text_of_table = io.StringIO()
