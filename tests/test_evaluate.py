@@ -151,7 +151,7 @@ def sibling(embedded, tmp_path_factory):
 
 
 def test_adapter_of_another_base_model_is_refused(run, sibling, corpora, undecoded):
-    with pytest.raises(UserError, match=r"was trained on another base model than .*: give the one"):
+    with pytest.raises(UserError, match=r"was trained on another base model than .*: use the one"):
         evaluate(str(sibling), [str(corpora["adult"])], adapters=[run])
     with pytest.raises(UserError, match="another base model"):
         load_adapted(str(sibling), run)
@@ -168,7 +168,7 @@ def copy_of(run, to):
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
-        ("config.yaml", "is not a run folder: it has no config.yaml"),
+        ("config.yaml", r"is not a run folder \(it has no config.yaml\) and not a PEFT adapter"),
         ("adapter/adapter_config.json", "holds no adapter"),
         ("base.json", r"base\.json cannot be read"),
     ],

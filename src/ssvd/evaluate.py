@@ -9,6 +9,7 @@ from typing import Any
 from lhotse import CutSet
 
 from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import common_language, field_names, field_value, select
 from ssvd.corpora.sources import short_names
 from ssvd.corpora.utterances import Skipped
@@ -90,7 +91,7 @@ class _TestSet:
     """A corpus to decode, its utterances ordered from the longest, and what each system made of it."""
 
     name: str
-    cuts: list[Any]
+    cuts: list[Cut]
     decoded: dict[str, _Decoded] = field(default_factory=dict)
 
     def rows(self, system: str) -> Iterator[dict[str, Any]]:
@@ -127,7 +128,8 @@ def evaluate(
         where: Conditions on fields; see `ssvd.corpora.selection.select`.
         by: Fields to break scores down by; see `ssvd.scoring.score_by`.
         normaliser: Text normaliser; by default, the usual one of each corpus's language, or else the model's.
-        window, language: See `ssvd.recognisers.loading.load_model`.
+        window: Length of the input in seconds, where it shall be shorter than the model's own.
+        language: Language of utterances that do not state theirs.
         decoding: How texts are searched for.
         batch_size: Number of utterances decoded at once.
         skip_bad: Whether to leave out unusable utterances.
@@ -257,14 +259,14 @@ def check_fields(cuts: CutSet, by: Sequence[str], name: str | Path) -> None:
 
 
 def decode(
-    speech: Recogniser, cuts: Sequence[Any], decoding: Decoding = DEFAULT_DECODING, *, batch_size: int = 16
+    speech: Recogniser, cuts: Sequence[Cut], decoding: Decoding = DEFAULT_DECODING, *, batch_size: int = 16
 ) -> Iterator[Transcript]:
     """Yield the transcript of each utterance, in their order."""
     for start in range(0, len(cuts), batch_size):
         yield from speech.decode(speech.collate(cuts[start : start + batch_size], text=False), decoding)
 
 
-def _records(cuts: Sequence[Any], texts: Sequence[str], by: Sequence[str]) -> list[Mapping[str, Any]]:
+def _records(cuts: Sequence[Cut], texts: Sequence[str], by: Sequence[str]) -> list[Mapping[str, Any]]:
     """Return a record of each utterance with the fields that scores are broken down by."""
     names = [grouping.partition(":")[0] for grouping in by]
     return [

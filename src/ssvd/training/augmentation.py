@@ -15,6 +15,7 @@ from lhotse.augmentation import AudioTransform, ReverbWithImpulseResponse, Volum
 
 from ssvd.corpora.audio import load_audio, read_recording
 from ssvd.corpora.corpus import read_corpus
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.sources import Source
 from ssvd.errors import UserError
 from ssvd.training.vocal_tract import warp_frequencies
@@ -130,7 +131,7 @@ class Augmenter:
         self._window = window
         self._seed = seed
 
-    def __call__(self, cut: Any, epoch: int) -> Any:
+    def __call__(self, cut: Cut, epoch: int) -> Cut:
         """Return the cut as it is heard in an epoch, or the cut itself where nothing changes it."""
         changed = cut.resample(self._sampling_rate)
         is_changed = False
@@ -159,7 +160,7 @@ class Augmenter:
         return _transformed(cut, Volume(10 ** (value / 20)))
 
 
-def _read_source(source: str) -> list[Any]:
+def _read_source(source: str) -> list[Cut]:
     """Read cuts of noise, or of impulse responses."""
     path = Path(source)
     if not path.is_dir():
@@ -201,7 +202,7 @@ class _Noise(_SameDuration):
     A short noise is repeated. The ratio is that of the mean powers of the utterance, pauses included, and the noise.
     """
 
-    cut: Any
+    cut: Any  # a Lhotse cut
     position: float
     ratio: float  # dB of speech above noise
 
@@ -212,7 +213,8 @@ class _Noise(_SameDuration):
             cut = cut.truncate(offset=self.position * (cut.duration - needed), duration=needed)
         mixer = AudioMixer(samples, sampling_rate)
         mixer.add_to_mix(np.resize(load_audio(cut, sampling_rate), (1, length)), snr=self.ratio)
-        return mixer.mixed_audio
+        mixed: np.ndarray = mixer.mixed_audio
+        return mixed
 
 
 @dataclass

@@ -1,12 +1,14 @@
 """Which utterances make up a batch, and in which order training sees the batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+
+from ssvd.corpora.cut import Cut
 
 BUCKETS = 20  # the most that there are,
 _FULL_BATCHES = 4  # each of at least this many batches
@@ -127,7 +129,7 @@ class EpochBatches(Sampler[list[int]]):
             yield shuffled[position % len(self._batching)].tolist()
 
 
-def by_length(cuts: Iterable[Any]) -> list[Any]:
+def by_length(cuts: Iterable[Cut]) -> list[Cut]:
     """Return the cuts, the longest first: decoding a batch takes as long as its longest text."""
     return sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
 

@@ -4,11 +4,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lhotse import CutSet
 
 from ssvd.corpora.corpus import read_corpora, read_corpus
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.readers.manifests import write_cuts
 from ssvd.corpora.selection import select
 from ssvd.corpora.splits import split_by_speaker
@@ -31,8 +31,8 @@ class TrainingData:
         skipped: Those that were left out.
     """
 
-    train: list[Any]
-    dev: list[Any]
+    train: list[Cut]
+    dev: list[Cut]
     skipped: list[Skipped] = field(default_factory=list)
 
 
@@ -67,7 +67,7 @@ def read_data(options: AdaptOptions, speech: Recogniser, progress: Progress) -> 
     return TrainingData(usable, by_length(dev_cuts), [*skipped, *unusable])
 
 
-def _usable(train: CutSet, speech: Recogniser, options: AdaptOptions) -> tuple[list[Any], list[Skipped]]:
+def _usable(train: CutSet, speech: Recogniser, options: AdaptOptions) -> tuple[list[Cut], list[Skipped]]:
     """Return the utterances that can be trained on, and the others with the reasons why not."""
     reasons = {cut.id: reason for cut in train if (reason := speech.check(cut))}
     if reasons and not options.skip_bad:

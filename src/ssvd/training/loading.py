@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ssvd.corpora.cut import Cut
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -25,9 +27,9 @@ class Loading:
 
     def batches(
         self,
-        batches: Iterable[list[Any]],
-        collate: Callable[[list[Any]], Any],
-        change: Callable[[Any], Any] | None = None,
+        batches: Iterable[list[Cut]],
+        collate: Callable[[list[Cut]], Any],
+        change: Callable[[Cut], Cut] | None = None,
     ) -> DataLoader[Any]:
         """Return a loader of the batches of an epoch, collated.
 
@@ -49,7 +51,7 @@ class Loading:
         )
 
 
-def _on_one_thread(collate: Callable[[list[Any]], Any], cuts: list[Any]) -> Any:
+def _on_one_thread(collate: Callable[[list[Cut]], Any], cuts: list[Cut]) -> Any:
     """Collate on one thread, as workers do anyway; else rounding, and so the batches, would depend on `workers`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -59,11 +61,11 @@ def _on_one_thread(collate: Callable[[list[Any]], Any], cuts: list[Any]) -> Any:
         torch.set_num_threads(threads)
 
 
-class _Changed(Dataset[Any]):
-    """A dataset that is indexed by cuts themselves and changes them: cuts are small, and no worker needs all of them."""
+class _Changed(Dataset[Cut]):
+    """A dataset that is indexed by cuts and changes them: cuts are small, and no worker needs all of them."""
 
-    def __init__(self, change: Callable[[Any], Any] | None) -> None:
+    def __init__(self, change: Callable[[Cut], Cut] | None) -> None:
         self._change = change
 
-    def __getitem__(self, cut: Any) -> Any:
+    def __getitem__(self, cut: Cut) -> Cut:
         return cut if self._change is None else self._change(cut)

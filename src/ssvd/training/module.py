@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import common_language, field_value
 from ssvd.errors import UserError
 from ssvd.files import write_json_lines
@@ -91,7 +92,7 @@ class Adaptation(lightning.LightningModule):
 
     # -- data and schedule
 
-    def _batching_of(self, cuts: list[Any]) -> Batching:
+    def _batching_of(self, cuts: list[Cut]) -> Batching:
         if self.options.batch_seconds is None:
             return ByCount(len(cuts), self.options.batch_size)
         return BySeconds([self.speech.input_seconds(cut.duration) for cut in cuts], self.options.batch_seconds)
@@ -306,4 +307,5 @@ class Adaptation(lightning.LightningModule):
             if reason:
                 self.progress.say(reason)
         for cut in self.data.train:
-            cut.supervisions[0].text = write_in(self.text_style, cut.supervisions[0].text)
+            supervision = cut.supervisions[0]
+            supervision.text = write_in(self.text_style, supervision.text or "")

@@ -3,18 +3,21 @@
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.readers.shards import read_shard, shard_of, with_audio_of
 from ssvd.errors import UserError
+from ssvd.training.batches import EpochBatches
+
+Shards = Future[dict[Path, dict[str, bytes]]]
 
 TOGETHER = 256 * 2**20  # bytes of shards whose utterances are shuffled together; as much again is read ahead
 
 
-def shard_groups(cuts: Sequence[Any], together: int = TOGETHER) -> list[list[int]]:
+def shard_groups(cuts: Sequence[Cut], together: int = TOGETHER) -> list[list[int]]:
     """Return the indices of the cuts in groups to read together: as many whole shards as hold `together` bytes.
 
     Cuts outside of shards form one group. Groups, and the indices in each, are in the order of the cuts.
@@ -46,24 +49,24 @@ class ShardedBatches:
             should follow each other, as a group is read again wherever it begins again.
     """
 
-    def __init__(self, cuts: Sequence[Any], groups: Sequence[Sequence[int]], batches: Any) -> None:
+    def __init__(self, cuts: Sequence[Cut], groups: Sequence[Sequence[int]], batches: EpochBatches) -> None:
         self._cuts, self._groups, self._batches = cuts, groups, batches
         self._group_of = {number: group for group, numbers in enumerate(groups) for number in numbers}
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> Iterator[list[Cut]]:
         """Yield the batches; a shard that cannot be read, or lacks the audio of a cut, raises UserError."""
         with ThreadPoolExecutor(1) as reader:
-            ahead: deque[Any] = deque()
+            ahead: deque[tuple[list[list[int]], Shards]] = deque()
             for group, batches in groupby(self._batches, key=lambda batch: self._group_of[batch[0]]):
                 ahead.append((list(batches), reader.submit(self._read, group)))
                 if len(ahead) > 1:
                     yield from self._filled(*ahead.popleft())
             yield from self._filled(*ahead.popleft())
 
-    def _filled(self, batches: list[list[int]], shards: Any) -> Iterator[list[Any]]:
+    def _filled(self, batches: list[list[int]], shards: Shards) -> Iterator[list[Cut]]:
         held = shards.result()
         for batch in batches:
             try:
