@@ -44,7 +44,7 @@ def test_notation():
     source = Source.parse("hf:org/name?split=train+dev&text=a%26b&x=1&x=2&speaker=")
     assert (source.kind, source.name) == ("hf", "org/name")
     assert source.options == {"split": ["train+dev"], "text": ["a&b"], "x": ["1", "2"], "speaker": [""]}
-    assert source.value("speaker") is None and source.one("none") is None
+    assert source.value("speaker") is None and source.value("none") is None
     with pytest.raises(UserError, match="gives x twice"):
         source.value("x")
     assert Source.parse("data/train.csv") is None and Source.parse("C:/data/train.csv") is None

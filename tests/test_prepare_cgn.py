@@ -15,9 +15,11 @@ from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.readers.text_files import read_old_text
 from ssvd.corpora.selection import field_value
 from ssvd.errors import UserError
-from ssvd.preparation.cgn import COMPONENTS, PAPER, SELECTIONS, clean
-from ssvd.preparation.prepare import Division, prepare_cgn
+from ssvd.files import state_of
+from ssvd.preparation.cgn import PAPER, clean
+from ssvd.preparation.prepare import prepare_cgn
 from ssvd.preparation.textgrid import parse_textgrid
+from ssvd_options.preparation import COMPONENTS, SELECTIONS, CgnOptions
 
 # Intervals: one rule each
 
@@ -132,7 +134,7 @@ def test_encodings_that_annotations_come_in(tmp_path, encoding, name):
         (SHORT.replace('"TextGrid"', '"Pitch"'), "is not a TextGrid"),
         (SHORT[:-12], "is cut off"),
         (SHORT[: SHORT.index("2.960")], "is cut off"),
-        (SHORT[: SHORT.index("gisteren")], "quote without its pair in line 18"),
+        (SHORT[: SHORT.index("gisteren")], "unpaired quote in line 18"),
         (SHORT.replace("0.412\n2.960", "0.412\ntwee"), "'.*zag.*' where a number should be"),
         (SHORT.replace('"TextTier"', '"Tier"'), "'Tier' where a tier should begin"),
     ],
@@ -249,7 +251,7 @@ def corpus(builder, voices) -> Path:
     return builder.folder
 
 
-WHOLE = Division({"train": 1.0})
+WHOLE = "100/0/0"
 
 
 def cuts(out: Path, part: str = "train"):
@@ -299,7 +301,7 @@ def test_every_awkward_case(ssvd, corpus, tmp_path):
 
 
 def test_a_segment_of_two_channel_a_law_is_cut_where_it_lies(corpus, voices, tmp_path):
-    prepare_cgn(corpus, tmp_path / "out", components="c", division=WHOLE)
+    prepare_cgn(corpus, tmp_path / "out", CgnOptions(components="c", split=WHOLE))
     found = cuts(tmp_path / "out")
     path = corpus / "data" / "audio" / "wav" / "comp-c" / "nl" / "fn000123.wav"
     info = soundfile.info(path)
@@ -314,7 +316,7 @@ def test_a_segment_of_two_channel_a_law_is_cut_where_it_lies(corpus, voices, tmp
 
 
 def test_overlap_is_known_and_dropped_on_demand(corpus, tmp_path):
-    prepare_cgn(corpus, tmp_path / "kept", components="c", division=WHOLE, unknown_speakers=True)
+    prepare_cgn(corpus, tmp_path / "kept", CgnOptions(components="c", split=WHOLE, unknown_speakers=True))
     found = cuts(tmp_path / "kept")
     assert {name[9:]: field_value(cut, "overlapped") for name, cut in found.items()} == {
         "N01001-0000412-0002960": "yes",
@@ -323,7 +325,7 @@ def test_overlap_is_known_and_dropped_on_demand(corpus, tmp_path):
         "UNKNOWN-0007000-0007250": "yes",
     }
     assert field_value(found["fn000123-UNKNOWN-0007000-0007250"], "speaker") == "UNKNOWN-fn000123"
-    prepare_cgn(corpus, tmp_path / "dropped", division=WHOLE, overlap=False)
+    prepare_cgn(corpus, tmp_path / "dropped", CgnOptions(split=WHOLE, overlap="drop"))
     rules = left_out(tmp_path / "dropped")
     assert [name for name, rule in rules.items() if rule == "overlapping speech"] == [
         "fn000123-N01001-0000412-0002960",
@@ -334,7 +336,7 @@ def test_overlap_is_known_and_dropped_on_demand(corpus, tmp_path):
 def test_intervals_that_only_touch_do_not_overlap(builder, tmp_path):
     tiers = {"N01001": [(0.0, 1.0, "een"), (3.0, 4.0, "drie")], "N01002": [(1.0, 2.0, "twee"), (3.9, 5.0, "vier")]}
     builder.both("comp-a/nl", "fn000001", textgrid(8.0, **tiers))
-    prepare_cgn(builder.folder, tmp_path / "out", division=WHOLE)
+    prepare_cgn(builder.folder, tmp_path / "out", CgnOptions(split=WHOLE))
     assert {field_value(cut, "text"): field_value(cut, "overlapped") for cut in cuts(tmp_path / "out").values()} == {
         "een": "no",
         "twee": "no",
@@ -373,9 +375,9 @@ def test_components_varieties_and_the_papers_selections(ssvd, many, tmp_path):
     for options, told in (
         (["--components", "p"], "CGN has no component 'p'"),
         (["--varieties", "fr"], "CGN has no variety 'fr'"),
-        (["--selection", "paper"], "--selection is one of paper-letters, paper-names"),
-        (["--selection", "paper-names", "--components", "a"], "without --components"),
-        (["--overlap", "maybe"], "neither keep nor drop"),
+        (["--selection", "paper"], "selection must be one of paper-letters, paper-names"),
+        (["--selection", "paper-names", "--components", "a"], "without components"),
+        (["--overlap", "maybe"], "overlap must be keep or drop, but is 'maybe'"),
     ):
         code, _, err = ssvd("prepare", "cgn", many, tmp_path / "x", *options)
         assert code == 2 and told in err
@@ -388,8 +390,29 @@ def test_division_by_speaker_near_70_10_20_with_its_ids(many, tmp_path):
     assert sizes["dev"]["speakers_also_in_train"] == sizes["test"]["speakers_also_in_train"] == 0
     for part in sizes:
         assert (tmp_path / "out" / "ids" / f"{part}.txt").read_text().split() == list(cuts(tmp_path / "out", part))
-    prepare_cgn(many, tmp_path / "other", division=Division({"train": 0.7, "dev": 0.1, "test": 0.2}, seed=1))
+    prepare_cgn(many, tmp_path / "other", CgnOptions(seed=1))
     assert set(cuts(tmp_path / "other", "test")) != set(cuts(tmp_path / "out", "test"))
+
+
+def test_a_folder_prepared_by_an_earlier_version_is_recognised(many, tmp_path):
+    chosen = CgnOptions(components="d,a", varieties="vl,nl", overlap="drop", audio=many / "data" / "audio" / "wav")
+    record = prepare_cgn(many, tmp_path / "out", chosen).record
+    assert record["options"] == {
+        "source": str(many),
+        "audio": str(many / "data" / "audio" / "wav"),
+        "components": "ad",
+        "varieties": ["nl", "vl"],
+        "overlap": False,
+        "unknown_speakers": False,
+        "recordings": [],
+        "where": [],
+        "portions": {"train": 0.7, "dev": 0.1, "test": 0.2},
+        "seed": 0,
+        "balance": None,
+        "skip_bad": False,
+        "state": state_of(many),
+    }
+    assert prepare_cgn(many, tmp_path / "out", chosen).already
 
 
 def test_a_list_of_recordings_is_dev_and_the_rest_is_train(ssvd, many, tmp_path):
@@ -399,7 +422,7 @@ def test_a_list_of_recordings_is_dev_and_the_rest_is_train(ssvd, many, tmp_path)
     assert {name[:8] for name in cuts(tmp_path / "out", "dev")} == {"fn000002", "fv000014"}
     assert len(cuts(tmp_path / "out")) == 56 and not (tmp_path / "out" / "test.jsonl.gz").exists()
     assert "left out: 1 listed, not in the corpus" in err and left_out(tmp_path / "out").keys() == {"fn999999"}
-    prepare_cgn(many, tmp_path / "only", recordings=[str(tmp_path / "nbest")], division=WHOLE)
+    prepare_cgn(many, tmp_path / "only", CgnOptions(recordings=[str(tmp_path / "nbest")], split=WHOLE))
     assert len(cuts(tmp_path / "only")) == 4
     assert sum(rule == "recordings not in the list" for rule in left_out(tmp_path / "only").values()) == 28
 
@@ -412,22 +435,22 @@ def test_data_under_another_name_and_audio_elsewhere(tmp_path):
     builder.both("comp-k/nl", "fn000001", textgrid(2.0, N01001=[(0.0, 1.0, "het nieuws")]), 2.0)
     (builder.data / "audio" / "wav").rename(tmp_path / "discs")
     (builder.data / "meta" / "text" / "speakers.txt").unlink()
-    with pytest.raises(UserError, match=r"holds no data/audio/wav; give the folder .* with --audio"):
-        prepare_cgn(builder.folder, tmp_path / "out", division=WHOLE)
-    prepare_cgn(builder.folder, tmp_path / "out", division=WHOLE, audio=tmp_path / "discs")
+    with pytest.raises(UserError, match=r"holds no data/audio/wav; give the folder .* with the option audio"):
+        prepare_cgn(builder.folder, tmp_path / "out", CgnOptions(split=WHOLE))
+    prepare_cgn(builder.folder, tmp_path / "out", CgnOptions(split=WHOLE, audio=tmp_path / "discs"))
     (cut,) = cuts(tmp_path / "out").values()
     assert cut.recording.sources[0].source == str(tmp_path / "discs/comp-k/nl/fn000001.wav")
     with pytest.raises(UserError, match="does not hold CGN: there is no data/annot/text/ort in it"):
         prepare_cgn(tmp_path, tmp_path / "x")
     with pytest.raises(UserError, match="holds no recordings of the components a and varieties nl, vl"):
-        prepare_cgn(builder.folder, tmp_path / "x", components="a", audio=tmp_path / "discs")
+        prepare_cgn(builder.folder, tmp_path / "x", CgnOptions(components="a", audio=tmp_path / "discs"))
 
 
 def test_speakers_without_a_header_are_told(builder, tmp_path):
     builder.both("comp-k/nl", "fn000001", textgrid(2.0, N01001=[(0.0, 1.0, "het nieuws")]), 2.0)
     builder.speakers(SPEAKERS[1:2])
     with pytest.raises(UserError, match=r"speakers\.txt:1: the first line must name the columns, ID among them"):
-        prepare_cgn(builder.folder, tmp_path / "out", division=WHOLE)
+        prepare_cgn(builder.folder, tmp_path / "out", CgnOptions(split=WHOLE))
 
 
 @pytest.mark.parametrize(
@@ -447,7 +470,7 @@ def test_damage_stops_unless_it_is_skipped_and_listed(ssvd, builder, tmp_path, f
     path.write_bytes(damage(path.read_bytes()))
     command = ["prepare", "cgn", builder.folder, tmp_path / "out", "--split", "100/0/0"]
     code, _, err = ssvd(*command)
-    assert code == 2 and reason in err and "fn000001" in err and "1 bad utterance of 2" in err and "--skip-bad" in err
+    assert code == 2 and reason in err and "fn000001" in err and "1 bad utterance of 2" in err and "skip_bad" in err
     code, _, err = ssvd(*command, "--skip-bad")
     assert code == 0 and "left out: 1 bad" in err
     assert list(cuts(tmp_path / "out")) == ["fn000002-N01001-0000000-0001000"]

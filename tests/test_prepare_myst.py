@@ -11,10 +11,12 @@ import soundfile
 from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
+from ssvd.files import state_of
 from ssvd.preparation import filtering
 from ssvd.preparation.listings import Listings
 from ssvd.preparation.myst import PAPER, RULES, clean, clean_as_espnet, read_myst
 from ssvd.preparation.prepare import prepare_myst
+from ssvd_options.preparation import MystOptions
 
 # Transcripts: one rule each
 
@@ -179,7 +181,7 @@ def test_espnet_rules_have_other_texts_and_limits(corpus, tmp_path):
     data = corpus / "data"
     utterance(data, "test", "004001", 8, "twice too long for ESPnet", seconds=301)
     utterance(data, "train", "002116", 8, "UM YES IT")  # its normaliser deletes um: 2 words
-    record = prepare_myst(corpus, tmp_path / "out", rules="espnet").record
+    record = prepare_myst(corpus, tmp_path / "out", MystOptions(rules="espnet")).record
     assert record["left_out"]["over 300 s"] == 1
     assert record["left_out"]["fewer than 3 words"] == 3  # with the tag that is not closed, which they take for a word
     first, _ = read_corpus(tmp_path / "out" / "train.jsonl.gz").cuts
@@ -199,7 +201,29 @@ def test_a_second_run_does_nothing_and_other_options_are_refused(ssvd, corpus, t
     code, _, err = ssvd("prepare", "myst", corpus, out, "--rules", "espnet")
     assert code == 2 and "was prepared with other options (rules was 'default')" in err
     code, _, err = ssvd("prepare", "myst", corpus, out, "--rules", "mine")
-    assert code == 2 and "There are no rules 'mine'" in err
+    assert code == 2 and "rules must be default or espnet, but is 'mine'" in err
+
+
+def test_a_folder_prepared_by_an_earlier_version_is_recognised(corpus, tmp_path):
+    out = tmp_path / "out"
+    listing = tmp_path / "kept"
+    listing.write_text("myst_002116_2014-02-27_09-29-01_LS_1.1_001\n")
+    chosen = MystOptions(rules="espnet", ids=[str(listing)], where=["module=LS"], balance="module", seed=3)
+    record = prepare_myst(corpus, out, chosen).record
+    assert record["options"] == {
+        "source": str(corpus),
+        "rules": "espnet",
+        "ids": [[str(listing), state_of(listing)]],
+        "filter_model": None,
+        "filtered": [],
+        "where": ["module=LS"],
+        "portions": {"train": 0.8, "dev": 0.1, "test": 0.1},
+        "seed": 3,
+        "balance": "module",
+        "skip_bad": False,
+        "state": state_of(corpus),
+    }
+    assert prepare_myst(corpus, out, chosen).already
 
 
 def test_an_interrupted_run_reads_only_the_headers_that_it_lacks(corpus, tmp_path, monkeypatch):
@@ -245,7 +269,7 @@ def test_damaged_flac_stops_unless_it_is_skipped_and_listed(ssvd, corpus, tmp_pa
     path.write_bytes(damage(path.read_bytes()))
     code, _, err = ssvd("prepare", "myst", corpus, tmp_path / "out")
     assert code == 2 and re.search(reason, err) and path.name in err and "1 bad utterance of 6" in err
-    assert "--skip-bad" in err and not (tmp_path / "out" / "prepared.json").exists()
+    assert "skip_bad" in err and not (tmp_path / "out" / "prepared.json").exists()
     code, _, err = ssvd("prepare", "myst", corpus, tmp_path / "out", "--skip-bad")
     assert code == 0 and re.search(f"left out: .*{path.name}: .*{reason}", err) and "left out: 1 bad" in err
     assert left_out(tmp_path / "out")["004001_2014-02-27_09-29-01_LS_1.1_002"] == ""
@@ -307,7 +331,7 @@ def test_a_list_keeps_what_it_names_whatever_its_length(ssvd, corpus, tmp_path):
 
 def test_a_list_of_a_part_decides_that_part_alone(corpus, tmp_path):
     (tmp_path / "dev.list").write_text("\n".join(names(corpus, "test", 3) + names(corpus, "development", 2)))
-    prepare_myst(corpus, tmp_path / "out", ids=[f"dev={tmp_path / 'dev.list'}"])
+    prepare_myst(corpus, tmp_path / "out", MystOptions(ids=[f"dev={tmp_path / 'dev.list'}"]))
     assert set(ids(tmp_path / "out", "dev")) == {*names(corpus, "test", 3), *names(corpus, "development", 2)}
     assert len(ids(tmp_path / "out", "train")) == 2 and len(ids(tmp_path / "out", "test")) == 2
     assert left_out(tmp_path / "out")["003001_2014-02-27_09-29-01_LS_1.1_001"] == "not in the list"
@@ -328,10 +352,10 @@ def test_lists_that_contradict_or_are_missing(tmp_path):
 def test_a_list_that_has_changed_is_another_option(corpus, tmp_path):
     listing = tmp_path / "test.list"
     listing.write_text(names(corpus, "test", 2)[0])
-    prepare_myst(corpus, tmp_path / "out", ids=[str(listing)])
+    prepare_myst(corpus, tmp_path / "out", MystOptions(ids=[str(listing)]))
     listing.write_text("\n".join(names(corpus, "test", 2, 3)))
     with pytest.raises(UserError, match="other options"):
-        prepare_myst(corpus, tmp_path / "out", ids=[str(listing)])
+        prepare_myst(corpus, tmp_path / "out", MystOptions(ids=[str(listing)]))
 
 
 # The filter by a recogniser
@@ -366,7 +390,7 @@ def test_filter_drops_what_the_recogniser_hears_otherwise(ssvd, spoken, embedded
     code, _, err = ssvd(*command[:3], tmp_path / "kept", *command[4:], "--filter-parts", "train,dev")
     assert code == 0 and len(ids(tmp_path / "kept", "test")) == 4, err
     code, _, err = ssvd(*command[:3], tmp_path / "x", *command[4:], "--filter-parts", "all")
-    assert code == 2 and "--filter-parts all is not some of train,dev,test" in err
+    assert code == 2 and "filter_parts must name some of train,dev,test, but is 'all'" in err
 
 
 def test_a_killed_filter_goes_on_with_what_it_has_not_heard(spoken, embedded, tmp_path, monkeypatch):
@@ -380,16 +404,16 @@ def test_a_killed_filter_goes_on_with_what_it_has_not_heard(spoken, embedded, tm
     monkeypatch.setattr(filtering, "decode", decode)
 
     def kill(doing):
-        if doing.endswith("has heard 5 of 12"):
+        if doing.endswith("has decoded 5 of 12"):
             raise KeyboardInterrupt
 
-    options = {"filter_model": str(embedded), "device": "cpu", "batch_size": 4}
+    options = MystOptions(filter_model=str(embedded), device="cpu", batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        prepare_myst(spoken, tmp_path / "out", **options, on_progress=kill)
+        prepare_myst(spoken, tmp_path / "out", options, on_progress=kill)
     heard = [json.loads(line)["id"] for line in (tmp_path / "out" / "hypotheses.jsonl").open()]
     assert len(heard) == 5
     decoded.clear()
-    record = prepare_myst(spoken, tmp_path / "out", **options).record
+    record = prepare_myst(spoken, tmp_path / "out", options).record
     assert len(decoded) == 7 and not set(decoded) & set(heard)
     assert record["left_out"] == {"WER over 50%": 3}
 

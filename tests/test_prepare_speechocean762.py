@@ -71,7 +71,9 @@ def test_conditions_hold_for_all_parts_and_are_listed(ssvd, corpus, tmp_path):
     assert all(field_value(cut, "age") <= 15 for cuts in found.values() for cut in cuts)
     rows = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").open()]
     assert len(rows) + sum(map(len, found.values())) == 48
-    assert {row["rule"] for row in rows} == {"not chosen by --where"} and f"left out: {len(rows)} not chosen" in err
+    assert {row["rule"] for row in rows} == {
+        "does not meet the conditions"
+    } and f"left out: {len(rows)} does not meet the conditions" in err
     code, _, err = ssvd(*command)
     assert code == 0 and "nothing was done" in err
 

@@ -6,5 +6,6 @@ Checks that need `ssvd`, such as whether a method exists, are in `ssvd.training.
 """
 
 from ssvd_options.adapt import AdaptOptions
+from ssvd_options.preparation import CgnOptions, MystOptions, SourceOptions, Speechocean762Options
 
-__all__ = ["AdaptOptions"]
+__all__ = ["AdaptOptions", "CgnOptions", "MystOptions", "SourceOptions", "Speechocean762Options"]

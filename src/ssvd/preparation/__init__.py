@@ -1,1 +1,1 @@
-"""Corpora of the field, prepared by their own rules."""
+"""Preparation of corpora: each is checked, selected and divided into train, dev and test once."""

@@ -1,19 +1,20 @@
-"""Leaving out utterances whose transcript does not fit their audio, as a recogniser hears it."""
+"""A filter for utterances whose transcript does not fit their audio, according to a recogniser."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jiwer
 from lhotse import CutSet
 
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import field_value
 from ssvd.corpora.utterances import Skipped
-from ssvd.evaluate import by_length, decode
+from ssvd.evaluate import decode
 from ssvd.files import Journal
 from ssvd.hardware import pick_device
 from ssvd.recognisers.loading import load_model
 from ssvd.scoring import normaliser
+from ssvd.training.batches import by_length
 
 LARGEST_WER = 0.5
 
@@ -33,14 +34,17 @@ def drop_mismatched(
     Reference (the field transcript, else the text) and hypothesis are compared after Whisper's English normaliser.
 
     Args:
+        parts: The utterances by part.
         model: The recogniser: a checkpoint that `load_model` takes.
-        hypotheses: JSON Lines with the id, model and hypothesis of each utterance. Those in it already are not decoded
-            again, so that a run that was stopped goes on.
+        hypotheses: JSON Lines with the id, model and hypothesis of each utterance. Those that it already holds are not
+            decoded again, so that an interrupted run can continue.
         filtered: The parts to filter.
-        on_progress: Called with (utterances decoded, of how many).
+        device: Device to compute on.
+        batch_size: Number of utterances per batch.
+        on_progress: Called with the number of utterances decoded and the number of all.
 
     Returns:
-        The parts, and what was left out.
+        The parts, and the utterances that were left out.
 
     Raises:
         UserError: The model cannot be used, or an utterance cannot be decoded.
@@ -48,33 +52,33 @@ def drop_mismatched(
     wanted = by_length(cut for part in filtered for cut in parts.get(part, ()))
     with Journal(hypotheses) as journal:
         earlier = {row["id"]: row["hypothesis"] for row in journal.rows if row["model"] == model}
-        heard = {cut.id: earlier[cut.id] for cut in wanted if cut.id in earlier}
-        missing = [cut for cut in wanted if cut.id not in heard]
+        decoded = {cut.id: earlier[cut.id] for cut in wanted if cut.id in earlier}
+        missing = [cut for cut in wanted if cut.id not in decoded]
         if missing:
             speech = load_model(model, language="en")
             speech.module.to(pick_device(device))
             texts = (transcript.text for transcript in decode(speech, missing, batch_size=batch_size))
-            for done, (cut, text) in enumerate(zip(missing, texts, strict=True), start=len(heard) + 1):
-                heard[cut.id] = text
+            for done, (cut, text) in enumerate(zip(missing, texts, strict=True), start=len(decoded) + 1):
+                decoded[cut.id] = text
                 journal.add({"id": cut.id, "model": model, "hypothesis": text})
                 if on_progress is not None:
                     on_progress(done, len(wanted))
     left_out = {
         cut.id: Skipped(
             cut.recording.sources[0].source,
-            f"{model} hears {heard[cut.id]!r}, a WER of {wer:.0%}",
+            f"{model} hears {decoded[cut.id]!r}, a WER of {wer:.0%}",
             cut.id,
             f"WER over {LARGEST_WER:.0%}",
         )
         for cut in wanted
-        if (wer := _wer(cut, heard[cut.id])) > LARGEST_WER
+        if (wer := _wer(cut, decoded[cut.id])) > LARGEST_WER
     }
     kept = {part: CutSet.from_cuts(cut for cut in cuts if cut.id not in left_out) for part, cuts in parts.items()}
     return kept, list(left_out.values())
 
 
-def _wer(cut: Any, hypothesis: str) -> float:
-    """Word error rate after normalisation; infinite where the reference has no word."""
+def _wer(cut: Cut, hypothesis: str) -> float:
+    """Compute the word error rate after normalisation; infinite if the reference has no word."""
     normalise = normaliser("english")
     reference = normalise(field_value(cut, "transcript") or field_value(cut, "text"))
-    return jiwer.wer(reference, normalise(hypothesis)) if reference else float("inf")
+    return float(jiwer.wer(reference, normalise(hypothesis))) if reference else float("inf")

@@ -1,4 +1,4 @@
-"""Lists of utterances or recordings, one a line: what a corpus, or a part of it, shall hold."""
+"""Lists of utterances or recordings, one per line, that a corpus or a part of it is restricted to."""
 
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -6,28 +6,30 @@ from pathlib import Path
 from ssvd.corpora.readers.text_files import read_lines
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
+from ssvd_options.preparation import PARTS
 
-PARTS = ("train", "dev", "test")
 NOT_LISTED = "not in the list"
+__all__ = ["NOT_LISTED", "PARTS", "Listings"]
+
 _SUFFIXES = (".flac", ".wav", ".trn", ".ort", ".ort.gz")
 
 
 class Listings:
-    """Lists given as FILE, which chooses out of all parts, or as PART=FILE, which says what one part holds.
+    """Lists given as FILE, which selects from all parts, or as PART=FILE, which states what one part holds.
 
-    A line starts with an id; folders before it and the suffix of a file are ignored, and so is what follows a blank.
+    A line starts with an id. Folders before it, the suffix of a file, and everything after a blank are ignored.
 
     Args:
-        given: Names of files, each perhaps after `train=`, `dev=` or `test=`.
+        lists: Names of files, each optionally after `train=`, `dev=` or `test=`.
 
     Raises:
         UserError: A file cannot be read or is empty, or an id is in the lists of two parts.
     """
 
-    def __init__(self, given: Sequence[str] = ()) -> None:
+    def __init__(self, lists: Sequence[str] = ()) -> None:
         self.files: list[Path] = []
         self._where: dict[str, dict[str, str]] = {}  # part, or "" for all -> id -> file:line
-        for item in given:
+        for item in lists:
             part, equals, file = item.partition("=")
             if not equals or part not in PARTS:
                 part, file = "", item
@@ -42,32 +44,37 @@ class Listings:
             for other in PARTS[: PARTS.index(part)]:
                 for name in self._where.get(part, {}).keys() & self._where.get(other, {}).keys():
                     places = f"{self._where[other][name]}, and for {part} in {self._where[part][name]}"
-                    raise UserError(f"{name} is listed for {other} in {places}; a part shares nothing with another.")
+                    raise UserError(f"{name} is listed for {other} in {places}; list it for one part only.")
 
     def __bool__(self) -> bool:
         return bool(self._where)
 
-    def part_of(self, name: str, own: str) -> str | None:
-        """The part of an utterance or recording that by its corpus belongs to `own` ("": none); None to leave it out.
+    def part_of(self, name: str, official: str) -> str | None:
+        """Return the part of an utterance or recording; None to leave it out.
 
-        Where the corpus has no parts but there is a list of one, all that is in no list of a part is train.
+        If the corpus has no parts but a list of a part is given, everything that is in no such list is train.
+
+        Args:
+            name: The id of the utterance or recording.
+            official: The part that its corpus states; "" for none.
         """
         for part in PARTS:
             if name in self._where.get(part, ()):
                 return part
-        if not own and self._where.keys() & set(PARTS):
-            own = "train"
-        if (own in self._where and own) or name not in self._where.get("", (name,)):
+        if not official and self._where.keys() & set(PARTS):
+            official = "train"
+        if (official in self._where and official) or name not in self._where.get("", (name,)):
             return None
-        return own
+        return official
 
     def lists(self, name: str) -> bool:
+        """Return whether an id is in any list."""
         return any(name in ids for ids in self._where.values())
 
     def missing(self, known: Container[str]) -> list[Skipped]:
-        """What is listed and not known."""
+        """Return the ids that are listed but not known."""
         return [
-            Skipped(where, "the corpus has nothing of this id", name, "listed, not in the corpus")
+            Skipped(where, "the corpus has nothing with this id", name, "listed, not in the corpus")
             for ids in self._where.values()
             for name, where in ids.items()
             if name not in known

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ssvd.corpora.readers.kaldi import read_kaldi
 from ssvd.corpora.readers.text_files import read_text
@@ -12,15 +11,15 @@ from ssvd.corpora.utterances import Skipped, Utterance
 from ssvd.errors import UserError
 
 _PARTS = ("train", "test")
-# Of the sentence, by five experts: 0 to 10; words and phones have their own, which stay in the file.
+# Scores of the sentence by five experts, from 0 to 10. Scores of words and phones are not read.
 _SCORES = ("accuracy", "completeness", "fluency", "prosodic", "total")
 
 
 def read_speechocean762(folder: Path) -> list[Utterance | Skipped]:
-    """Utterances of the official train and test parts, which share no speaker.
+    """Read the utterances of the official train and test parts, which share no speaker.
 
-    Fields are age, gender and, where `scores.json` stands in the folder or in its resource/, the scores of the
-    utterance: accuracy, completeness, fluency, prosodic, total.
+    Fields are age, gender and, if `scores.json` is in the folder or in its resource/, the scores of the utterance:
+    accuracy, completeness, fluency, prosodic, total.
 
     Raises:
         UserError: There is neither part, or the scores are damaged.
@@ -38,7 +37,7 @@ def read_speechocean762(folder: Path) -> list[Utterance | Skipped]:
     ]
 
 
-def _scores(folder: Path) -> dict[str, dict[str, Any]]:
+def _scores(folder: Path) -> dict[str, dict[str, float]]:
     path = next(
         (path for path in (folder / "scores.json", folder / "resource" / "scores.json") if path.is_file()), None
     )
@@ -46,10 +45,12 @@ def _scores(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         utterances = json.loads(read_text(path))
-        return {name: _of_utterance(scores) for name, scores in utterances.items()}
+        return {name: _sentence_scores(scores) for name, scores in utterances.items()}
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} does not hold scores by utterance ({error}); take it from the corpus anew.") from error
+        raise UserError(
+            f"{path} does not hold scores by utterance ({error}); take it from the corpus again."
+        ) from error
 
 
-def _of_utterance(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: scores[name] for name in _SCORES if scores.get(name) is not None}
+def _sentence_scores(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: score for name in _SCORES if (score := scores.get(name)) is not None}

@@ -1,8 +1,8 @@
-"""Praat's TextGrids, as text.
+"""TextGrids of Praat, as text.
 
-Read here because no reader on PyPI takes those of CGN as they are (tried with ISO 8859-1, doubled quotes, texts over
-two lines, and a file cut off): tgt 1.5 and praat-textgrids 1.4 refuse a text over two lines, textgrid 1.6 and praatio
-6.2 read UTF-8 and UTF-16 alone, and praatio drops the rest of a damaged file without a word.
+No reader on PyPI reads those of CGN as they are (tried with ISO 8859-1, doubled quotes, texts over two lines, and a
+truncated file): tgt 1.5 and praat-textgrids 1.4 refuse a text over two lines, textgrid 1.6 and praatio 6.2 only read
+UTF-8 and UTF-16, and praatio silently drops the rest of a damaged file.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Interval(NamedTuple):
-    """A stretch of time, in seconds, and its text."""
+    """A span of time, in seconds, and its text."""
 
     start: float
     end: float
@@ -19,22 +19,22 @@ class Interval(NamedTuple):
 
 
 class Tier(NamedTuple):
-    """Intervals in the order of the file."""
+    """A named tier with its intervals, in the order of the file."""
 
     name: str
     intervals: list[Interval]
 
 
-# Praat reads strings, flags and numbers that stand alone, and takes all else for a remark; so the long format, which
-# names each value, reads as the short one does.
+# Praat reads separate strings, flags and numbers, and ignores everything else as comments. The long format, which names
+# each value, therefore reads like the short one.
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?<!\S)(<\w+>|[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?!\S)|(")')
 
 
 def parse_textgrid(text: str) -> list[Tier]:
-    """The interval tiers of a TextGrid, short or long.
+    """Return the interval tiers of a TextGrid in the short or long format.
 
     Raises:
-        ValueError: It is none, or damaged; the message completes "the file ...".
+        ValueError: It is not a TextGrid, or damaged; the message completes "the file ...".
     """
     tokens = _tokens(text)
     try:
@@ -45,19 +45,19 @@ def parse_textgrid(text: str) -> list[Tier]:
             return []
         return [tier for _ in range(int(_number(tokens))) if (tier := _tier(tokens)) is not None]
     except StopIteration:
-        raise ValueError("is cut off: it ends before all that it announces") from None
+        raise ValueError("is cut off: it ends before everything that it announces") from None
 
 
 def _tokens(text: str) -> Iterator[str]:
     for match in _TOKEN.finditer(text):
         quoted, plain, stray = match.groups()
         if stray:
-            raise ValueError(f"has a quote without its pair in line {text.count(chr(10), 0, match.start()) + 1}")
+            raise ValueError(f"has an unpaired quote in line {text.count(chr(10), 0, match.start()) + 1}")
         yield quoted.replace('""', '"') if quoted is not None else plain
 
 
 def _tier(tokens: Iterator[str]) -> Tier | None:
-    """The next tier; None for one of points."""
+    """Read the next tier; return None for a tier of points."""
     kind, name = next(tokens), next(tokens)
     if kind not in ("IntervalTier", "TextTier"):
         raise ValueError(f"has {kind!r} where a tier should begin")
