@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: setup setup-espnet demo test test-slow check format bench
+.PHONY: setup setup-espnet demo test test-slow check format docs dist dist-check bench
 
 setup: $(STAMP)
 
@@ -43,6 +43,20 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The documentation site, in site/. A broken link or reference is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The wheel and the source archive, in dist/.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+
+# Both are installed and tried, each in an environment of its own.
+dist-check: dist
+	scripts/try_distributions $(BIN)/python dist
 
 # About two hours on one core; figures go to speed/results, tables and curves to docs.
 RESULTS := speed/results
