@@ -12,7 +12,7 @@ from rich.table import Table
 from ssvd_cli.terminal import console, errors, list_notes, list_skipped
 
 if TYPE_CHECKING:
-    from ssvd.preparation.prepare import Prepared
+    from ssvd.preparation.prepared_folder import Prepared
 
 CorpusFolder = Annotated[Path, typer.Argument(help="Folder of the corpus.")]
 

@@ -1,15 +1,18 @@
 """`ssvd prepare SOURCE`: any corpus without rules of its own."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ssvd_cli import options
-from ssvd_cli.divisions import portions
+from ssvd_cli.model_options import given_options, with_options_of
 from ssvd_cli.prepare.outcome import preparation_status, print_outcome
+from ssvd_options.preparation import SourceOptions
 
 
+@with_options_of(SourceOptions)
 def source(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -17,17 +20,13 @@ def source(
         ),
     ],
     out: options.OutFolder,
-    where: options.Where = [],
-    split: options.Split = "80/10/10",
-    balance: options.Balance = None,
-    seed: options.SplitSeed = 0,
-    skip_bad: options.SkipBad = False,
+    **values: Any,
 ) -> None:
     """Prepare any corpus: a table, a Kaldi or ESPnet folder, Lhotse cuts, a Hugging Face dataset, a Lhotse recipe."""
-    shares = portions(split)
-    from ssvd.preparation.prepare import Division, prepare_source
+    from ssvd.preparation.options import checked_options
+    from ssvd.preparation.prepare import prepare_source
 
-    division = Division(shares, seed, balance)
+    chosen = checked_options(SourceOptions, given_options(context, SourceOptions))
     with preparation_status() as report:
-        prepared = prepare_source(source, out, where=where, division=division, skip_bad=skip_bad, on_progress=report)
+        prepared = prepare_source(source, out, chosen, on_progress=report)
     print_outcome(prepared, out)

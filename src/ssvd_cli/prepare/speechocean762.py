@@ -1,31 +1,22 @@
 """`ssvd prepare speechocean762`."""
 
-from typing import Annotated
+from typing import Any
 
 import typer
 
 from ssvd_cli import options
+from ssvd_cli.model_options import given_options, with_options_of
 from ssvd_cli.prepare.outcome import CorpusFolder, preparation_status, print_outcome
+from ssvd_options.preparation import Speechocean762Options
 
 
-def speechocean762(
-    corpus: CorpusFolder,
-    out: options.OutFolder,
-    where: options.Where = [],
-    dev: Annotated[
-        float, typer.Option(help="Percentage of the corpus's train part to take as dev, by speaker.", min=0, max=99)
-    ] = 10,
-    balance: options.Balance = "age",
-    seed: options.SplitSeed = 0,
-    skip_bad: options.SkipBad = False,
-) -> None:
+@with_options_of(Speechocean762Options)
+def speechocean762(context: typer.Context, corpus: CorpusFolder, out: options.OutFolder, **values: Any) -> None:
     """Prepare speechocean762, English read by Mandarin speakers, half of them children, with pronunciation scores."""
-    from ssvd.preparation.prepare import Division, prepare_speechocean762
+    from ssvd.preparation.options import checked_options
+    from ssvd.preparation.prepare import prepare_speechocean762
 
-    shares = {"train": 1 - dev / 100, "dev": dev / 100} if dev else {"train": 1.0}
-    division = Division(shares, seed, balance)
+    chosen = checked_options(Speechocean762Options, given_options(context, Speechocean762Options))
     with preparation_status() as report:
-        prepared = prepare_speechocean762(
-            corpus, out, where=where, division=division, skip_bad=skip_bad, on_progress=report
-        )
+        prepared = prepare_speechocean762(corpus, out, chosen, on_progress=report)
     print_outcome(prepared, out)
