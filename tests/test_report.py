@@ -16,7 +16,7 @@ import soundfile
 
 from ssvd.benchmark.records import Failure, Hypothesis, read_study, record_path, store_study, write_hypotheses
 from ssvd.errors import UserError
-from ssvd.reports.changed_utterances import largest_changes
+from ssvd.reports.changed_utterances import most_changed
 from ssvd.reports.charts import METHODS, charts
 from ssvd.reports.html import Column, Table, styles, to_csv, to_latex
 from ssvd.reports.page import (
@@ -337,12 +337,12 @@ def test_csv_and_latex_of_intervals_and_empty_cells():
     )
 
 
-def test_largest_changes():
+def test_most_changed_utterances():
     def spoken_as(*texts: str) -> list[Hypothesis]:
         pairs = zip(("One, two three four.", "one two", "five"), texts, strict=True)
         return [Hypothesis(id=f"u{n}", speaker=None, reference=r, hypothesis=h) for n, (r, h) in enumerate(pairs)]
 
-    improved, worsened = largest_changes(
+    improved, worsened = most_changed(
         spoken_as("zero one too four", "one two", "five"), spoken_as("one two three four", "one", "five"), "basic"
     )
     (better,), (worse,) = improved, worsened

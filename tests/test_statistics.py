@@ -261,7 +261,7 @@ def test_failures_of_finished_cells_are_left_out():
 
 def test_what_cannot_be_pooled_is_refused():
     done, all_texts = made("ssvd", spoken([ONE]))
-    with pytest.raises(UserError, match=r"cells/ssvd-0.json and cells/ssvd-0.json are of the same cell"):
+    with pytest.raises(UserError, match=r"cells/ssvd-0.json and cells/ssvd-0.json are results of the same cell"):
         studies([done, done], all_texts)
     other, more = made("lora", spoken([ONE]), normaliser="basic")
     with pytest.raises(UserError, match=r"normalises by 'none' and cells/lora-0.json by 'basic'"):

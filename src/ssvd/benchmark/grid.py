@@ -1,4 +1,4 @@
-"""What a benchmark compares, as a YAML file: models x corpora x methods x budgets x learning rates x seeds."""
+"""Grids: what a benchmark compares, as a YAML file of models, corpora, methods, budgets, learning rates and seeds."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ssvd.errors import UserError
 from ssvd.methods import Budget, find_method
 from ssvd.training.options import checked_options
 
-# Of AdaptOptions, what the cells set themselves.
+# The options of a training that its cell sets.
 _OF_CELLS = ("model", "train", "dev", "where", "method", "budget", "learning_rate", "seed", "skip_bad", "device")
 
 
@@ -26,13 +26,13 @@ class CorpusParts(_Part):
     """Where the utterances of a corpus are; paths are what `ssvd.corpora.corpus.read_corpus` takes.
 
     Attributes:
-        train, dev, test: Its parts, which share no speaker if the results are to mean much.
-        sources: Test sets of the domain that the model comes from, by name: what is forgotten.
+        train, dev, test: The parts of the corpus; they should share no speakers.
+        sources: Test sets of the domain that the model comes from, by name, which measure forgetting.
         where: Conditions on train, dev and test; see `ssvd.corpora.selection.select`.
-        by: Fields to break the test scores down by, as `gender` and `age:6-10,11-15`.
-        synthetic: Speech of this kind, made for the benchmark, instead of the paths. The source is then adult speech,
-            and the field to break down by the accent.
-        utterances: Of the synthetic training set.
+        by: Fields to break the test scores down by, such as `gender` and `age:6-10,11-15`.
+        synthetic: Kind of synthetic speech to make for the benchmark instead of reading the paths. The source is then
+            adult speech, and scores are broken down by accent.
+        utterances: Number of utterances of the synthetic training set.
     """
 
     train: list[str] = []
@@ -67,20 +67,20 @@ class CorpusParts(_Part):
 
 
 class Grid(_Part):
-    """What is compared.
+    """What a benchmark compares.
 
     Attributes:
-        title: For the report.
+        title: Title of the benchmark.
         models: Checkpoints (folders or names on the hub) by name; "embedded" is the recogniser of this package.
-        corpora: By name.
-        methods: Names of `ssvd.methods.METHODS`; as {name: budget} or {name: [budgets]} with budgets of its own.
-        budgets: Of the other methods; see `ssvd.methods.Budget.parse`.
-        learning_rates: To search, by method; by default those of `METHODS`. Where there is one, nothing is searched.
-        extensions: How many further rates may be tried, a factor of three apart, while the best one lies on the edge.
-        seeds: The first is the one of the search.
-        training: Options of `ssvd adapt` for all cells.
-        skip_bad: Whether to leave out bad utterances and list them.
-        small: What replaces fields above where the benchmark is run with `--small`.
+        corpora: Corpora by name.
+        methods: Names of `ssvd.methods.METHODS`; as {name: budget} or {name: [budgets]} with its own budgets.
+        budgets: Budgets of the other methods; see `ssvd.methods.Budget.parse`.
+        learning_rates: Rates to search, by method; by default those of `METHODS`. A single rate is not searched.
+        extensions: Maximum number of further rates, a factor of three apart, while the best one lies on the edge.
+        seeds: Random seeds; learning rates are searched with the first.
+        training: Options of `ssvd adapt` for all trainings.
+        skip_bad: Whether to leave out unusable utterances and list them.
+        small: Fields that replace those above in the small version of the grid.
     """
 
     title: str = ""
@@ -124,18 +124,18 @@ class Grid(_Part):
         return self
 
     def compared(self) -> list[tuple[str, str]]:
-        """(method, budget) of every line of the comparison; the budget is "" where the method has none."""
+        """Return the method and budget of each row of the comparison; the budget is "" if the method has none."""
         lines: list[tuple[str, str]] = [("frozen", "")]
         for entry in self.methods:
-            own = entry if isinstance(entry, dict) else {entry: self.budgets}
-            for name, budgets in own.items():
+            budgets_of = entry if isinstance(entry, dict) else {entry: self.budgets}
+            for name, budgets in budgets_of.items():
                 has_setting = bool(find_method(name).unit)
                 wanted = [budgets] if isinstance(budgets, str) else budgets
                 lines += [(name, str(budget)) for budget in wanted] if has_setting else [(name, "")]
         return list(dict.fromkeys(lines))
 
     def groups(self) -> list["Group"]:
-        """Every line of the comparison on every model and corpus."""
+        """Return each row of the comparison on each model and corpus."""
         return [
             Group(model, corpus, method, budget)
             for model in self.models
@@ -144,7 +144,7 @@ class Grid(_Part):
         ]
 
     def checkpoint(self, model: str) -> str:
-        """Folder or hub name of a model of the grid."""
+        """Return the folder or hub name of a model of the grid."""
         return str(EMBEDDED) if self.models[model] == "embedded" else self.models[model]
 
 
@@ -159,20 +159,20 @@ class Group:
 
     @property
     def id(self) -> str:
-        """For file names."""
+        """The name of the group, fit for a file."""
         parts = self.model, self.corpus, self.method.replace(" ", "-"), self.budget.replace("%", "pc")
         return "_".join(part for part in parts if part)
 
 
 def read_grid(path: Path, *, small: bool = False) -> Grid:
-    """A grid from its file.
+    """Read a grid from a YAML file.
 
     Args:
-        path: YAML.
+        path: The file.
         small: Whether to replace fields by those under `small`.
 
     Raises:
-        UserError: The file is missing or no YAML, or a field is unknown, missing or wrong.
+        UserError: The file is missing or not YAML, or a field is unknown, missing or wrong.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -184,16 +184,20 @@ def read_grid(path: Path, *, small: bool = False) -> Grid:
         raise UserError(f"{path} does not hold the fields of a grid: {', '.join(Grid.model_fields)}.")
     if small:
         if not values.get("small"):
-            raise UserError(f"{path} has no field small, which says what to run with --small.")
+            raise UserError(f"{path} has no field small, so there is no small version of this grid.")
         values |= values["small"]
     return checked_grid(values, str(path))
 
 
 def checked_grid(values: Mapping[str, Any], source: str) -> Grid:
-    """A grid from its fields.
+    """Return a grid with these fields.
+
+    Args:
+        values: The fields.
+        source: What the message of an error begins with, such as the file.
 
     Raises:
-        UserError: A field is unknown, missing or wrong; the message begins with `source`.
+        UserError: A field is unknown, missing or wrong.
     """
     try:
         return Grid(**values)

@@ -14,21 +14,24 @@ Edit = Literal["same", "substitution", "deletion", "insertion"]
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a hypothesis, or for a deletion the word of the reference that it lacks."""
+    """A word of a hypothesis; for a deletion, the word of the reference that is missing."""
 
     text: str
     edit: Edit
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedUtterance:
     """An utterance before and after, normalised and aligned to its reference.
 
     Attributes:
-        id, speaker: Of the utterance.
-        before, after: Word errors.
-        words: Of the reference.
-        slots: From left to right: a word of the reference, or None between two, and what either hypothesis has there.
+        id: Its id.
+        speaker: Its speaker, if known.
+        before: Number of word errors before.
+        after: Number of word errors after.
+        words: Number of words of the reference.
+        slots: From left to right, a word of the reference, or None between two words, with the words that the first and
+            the second hypothesis have there.
     """
 
     id: str
@@ -39,27 +42,36 @@ class Change:
     slots: tuple[tuple[str | None, Word | None, Word | None], ...]
 
 
-def largest_changes(
+def most_changed(
     before: Sequence[Hypothesis], after: Sequence[Hypothesis], normaliser: str, count: int = 5
-) -> tuple[list[Change], list[Change]]:
-    """The utterances that lost most word errors, and those that gained most, at most `count` of either.
+) -> tuple[list[ChangedUtterance], list[ChangedUtterance]]:
+    """Return the utterances that improved most and those that worsened most, by the change in word errors.
 
-    Of equal changes, the shorter utterance comes first. Utterances that one side lacks, or whose reference is empty,
-    are left out.
+    Among equal changes, the shorter utterance comes first. Utterances that are missing on one side, or whose reference
+    is empty, are left out.
+
+    Args:
+        before: Hypotheses of the first model.
+        after: Hypotheses of the second model.
+        normaliser: Name of the normaliser of all texts.
+        count: Maximum number of utterances of each kind.
     """
     normalise = find_normaliser(normaliser)
-    other = {text.id: text for text in before}
-    found = []
+    first = {text.id: text for text in before}
+    utterances = []
     for text in after:
         reference = normalise(text.reference)
-        if reference and text.id in other:
-            found.append(_change(text, reference, normalise(other[text.id].hypothesis), normalise(text.hypothesis)))
-    improved = sorted((c for c in found if c.after < c.before), key=lambda c: (c.after - c.before, c.words, c.id))
-    worsened = sorted((c for c in found if c.after > c.before), key=lambda c: (c.before - c.after, c.words, c.id))
+        if reference and text.id in first:
+            utterances.append(
+                _compare(text, reference, normalise(first[text.id].hypothesis), normalise(text.hypothesis))
+            )
+    improved = sorted((c for c in utterances if c.after < c.before), key=lambda c: (c.after - c.before, c.words, c.id))
+    worsened = sorted((c for c in utterances if c.after > c.before), key=lambda c: (c.before - c.after, c.words, c.id))
     return improved[:count], worsened[:count]
 
 
-def _change(text: Hypothesis, reference: str, before: str, after: str) -> Change:
+def _compare(text: Hypothesis, reference: str, before: str, after: str) -> ChangedUtterance:
+    """Align both hypotheses of an utterance to its reference."""
     words = reference.split()
     gaps1, words1 = _aligned(reference, before)
     gaps2, words2 = _aligned(reference, after)
@@ -74,11 +86,11 @@ def _change(text: Hypothesis, reference: str, before: str, after: str) -> Change
         sum(word is not None and word.edit != "same" for word in side)
         for side in ([slot[1] for slot in slots], [slot[2] for slot in slots])
     )
-    return Change(text.id, text.speaker, errors1, errors2, len(words), tuple(slots))
+    return ChangedUtterance(text.id, text.speaker, errors1, errors2, len(words), tuple(slots))
 
 
 def _aligned(reference: str, hypothesis: str) -> tuple[list[list[Word]], list[Word]]:
-    """What is inserted before each word of the reference and at its end, and what stands for each of its words."""
+    """Return the words inserted before each word of the reference and at its end, and the word in place of each."""
     words, heard = reference.split(), hypothesis.split()
     gaps: list[list[Word]] = [[] for _ in range(len(words) + 1)]
     stands = [Word(word, "deletion") for word in words]

@@ -1,4 +1,4 @@
-"""What the charts of a benchmark show."""
+"""The charts of a benchmark."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,8 +12,7 @@ from ssvd.reports.tables import notes, percents
 
 POINTS = "percentage points"
 
-
-# How methods are drawn: their colours and markers, of ssvd.reports.html.
+# Colour and marker of each method, by their names in ssvd.reports.html.
 METHODS = {
     FROZEN: ("grey", "x"),
     FULL: ("ink", "star"),
@@ -39,7 +38,13 @@ _view = partial(View, names="Method and budget", level_name="frozen model")
 
 
 def charts(study: Study, texts: Texts, *, resamples: int = 1000) -> list[Chart]:
-    """The charts for which a study has the rows."""
+    """Return the charts for which a study has the rows.
+
+    Args:
+        study: All methods on one model and corpus.
+        texts: Hypotheses of every result, for the intervals of groups.
+        resamples: Number of draws of each bootstrap.
+    """
     made = [
         _parameters(study),
         _costs(study),
@@ -83,9 +88,7 @@ def _costs(study: Study) -> Chart:
         _view(label, title, "test WER (%)", _by_method(study, trained, of, line=False), log, level=_frozen_wer(study))
         for label, title, of, log in costs
     )
-    note = (
-        "Times are medians over seeds, and compare only where all ran on the same machine; see how it was made, below."
-    )
+    note = "Times are medians over seeds; compare them only if all ran on the same machine (see the end of the page)."
     return Chart("costs", "WER against costs", note, views)
 
 
@@ -107,8 +110,8 @@ def _convergence(study: Study) -> Chart:
                 marks = (Point(x, y, name=row.name, lines=_lines(study, row)) for x, y in zip(xs, wers, strict=True))
                 series.append(Series(row.name, row.method, tuple(marks), line=True))
         at = f", {budget}" if len(budgets) > 1 else ""
-        for label, title, found in (("Epochs", "epoch", by_epoch), ("Seconds", "seconds of training", by_time)):
-            views.append(_view(label + at, title, "dev WER (%)", tuple(one for one in found if one.points)))
+        for label, title, curves in (("Epochs", "epoch", by_epoch), ("Seconds", "seconds of training", by_time)):
+            views.append(_view(label + at, title, "dev WER (%)", tuple(curve for curve in curves if curve.points)))
     note = "Mean over seeds of the WER on the dev set, by which learning rate and epoch are chosen."
     return Chart("convergence", "Convergence", note, tuple(view for view in views if view.series))
 
@@ -130,9 +133,9 @@ def _sweep(study: Study) -> Chart | None:
 
 
 def _variants(study: Study) -> Chart | None:
-    kin = [row for row in study.rows if is_ssvd(row.method)]
-    counts = Counter(row.budget for row in kin)
-    compared = [row for row in kin if counts[row.budget] > 1]
+    variants = [row for row in study.rows if is_ssvd(row.method)]
+    counts = Counter(row.budget for row in variants)
+    compared = [row for row in variants if counts[row.budget] > 1]
     if not compared:
         return None
     view = _view(
@@ -196,7 +199,7 @@ def _groups(study: Study, texts: Texts, resamples: int) -> Chart | None:
 
 
 def units(study: Study) -> str:
-    """What the intervals of a study resample."""
+    """Return what the intervals of a study resample: speakers, utterances, or both in words."""
     return " and ".join(sorted({row.resampled for row in study.rows}))
 
 
@@ -225,7 +228,7 @@ def _lines(study: Study, row: Row) -> tuple[str, ...]:
 
 
 def _budgets(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Budgets from the smallest up, by what they train."""
+    """Return the budgets of rows in the order of the parameters that they train."""
     smallest: dict[str, int] = {}
     for row in rows:
         smallest[row.budget] = min(row.trainable_parameters, smallest.get(row.budget, row.trainable_parameters))
@@ -233,7 +236,10 @@ def _budgets(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _usual_budget(study: Study) -> str:
-    """The budget at which methods are shown side by side: of those of most methods, that of the best row on dev."""
+    """Return the budget at which methods are shown side by side.
+
+    It is the one that most methods have; among several, that of the row with the lowest dev WER.
+    """
     counts = Counter(row.budget for row in study.rows if is_peft(row.method))
     return max(
         counts, key=lambda budget: (counts[budget], study.best is not None and budget == study.best.budget), default=""
@@ -241,12 +247,12 @@ def _usual_budget(study: Study) -> str:
 
 
 def _side_by_side(study: Study, budget: str) -> list[Row]:
-    """What is shown together at a budget."""
+    """Return the rows that are shown together at a budget."""
     return [row for row in study.rows if row.budget in ("", budget) or _has_own_budget(study, row)]
 
 
 def _has_own_budget(study: Study, row: Row) -> bool:
-    """Whether a method was run at one budget alone, at which no other was, so that it stands beside any other."""
+    """Return whether a method has a single budget that no other method has; it is then shown at every budget."""
     return is_peft(row.method) and all(
         (other.method == row.method) == (other.budget == row.budget) for other in study.rows
     )

@@ -1,4 +1,4 @@
-"""The page of what corpora hold."""
+"""The page of `ssvd data statistics`: what corpora hold."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ from ssvd.reports.html import (
 
 _COLUMNS = (
     Column("Corpus"),
-    Column("Of it"),
+    Column("Part"),
     Column("Utterances", ",d"),
     Column("Hours", ",.2f"),
     Column("Speakers", ",d"),
@@ -31,33 +31,33 @@ _COLUMNS = (
     Column("Longest (s)", ".1f"),
     Column("Characters a second", ".1f"),
 )
-WHOLE = "all"  # instead of a value of a field
+WHOLE = "all"  # stands for a whole corpus where a row of a part names a field and its value
 
 
-def statistics_page(found: Sequence[Statistics]) -> str:
-    """The page as HTML: a table and charts of corpora, beside each other."""
+def statistics_page(corpora: Sequence[Statistics]) -> str:
+    """Return the page as HTML: a table and charts that compare corpora."""
     charts = [
-        _distribution("lengths", "Lengths", "seconds", found),
-        _distribution("rates", "Speech rates", "characters a second", found),
+        _distribution("lengths", "Lengths", "seconds", corpora),
+        _distribution("rates", "Speech rates", "characters a second", corpora),
     ]
-    for by in dict.fromkeys(by for one in found for by in one.groups):
-        charts.append(_by_field(by, found))
+    for by in dict.fromkeys(by for corpus in corpora for by in corpus.groups):
+        charts.append(_by_field(by, corpora))
     parts = [
-        bullets(_sentences(found)),
-        to_html(statistics_table(found), file_name("statistics", *(one.name for one in found))),
+        bullets(_sentences(corpora)),
+        to_html(statistics_table(corpora), file_name("statistics", *(corpus.name for corpus in corpora))),
         *(chart_section(number, chart, ("statistics",)) for number, chart in enumerate(charts)),
     ]
-    title = "Corpora: " + ", ".join(one.name for one in found)
-    return html_page(title, parts, charts, styles(one.name for one in found))
+    title = "Corpora: " + ", ".join(corpus.name for corpus in corpora)
+    return html_page(title, parts, charts, styles(corpus.name for corpus in corpora))
 
 
-def statistics_table(found: Sequence[Statistics]) -> Table:
-    """A row for each corpus and for each value of the fields that it is broken down by."""
+def statistics_table(corpora: Sequence[Statistics]) -> Table:
+    """Return a table with a row for each corpus, and for each value of the fields that it is broken down by."""
     rows: list[tuple[Value, ...]] = []
-    for one in found:
-        rows.append(_row(one.name, WHOLE, one.total))
-        for by, parts in one.groups.items():
-            rows += [_row(one.name, f"{by.partition(':')[0]} = {value}", part) for value, part in parts.items()]
+    for corpus in corpora:
+        rows.append(_row(corpus.name, WHOLE, corpus.total))
+        for by, parts in corpus.groups.items():
+            rows += [_row(corpus.name, f"{by.partition(':')[0]} = {value}", part) for value, part in parts.items()]
     return Table(_COLUMNS, tuple(rows))
 
 
@@ -77,45 +77,46 @@ def _row(name: str, part: str, holdings: Holdings) -> tuple[Value, ...]:
     )
 
 
-def _sentences(found: Sequence[Statistics]) -> list[str]:
+def _sentences(corpora: Sequence[Statistics]) -> list[str]:
     sentences = []
-    for one in found:
-        low, high = one.total.length(0.05), one.total.length(0.95)
+    for corpus in corpora:
+        low, high = corpus.total.length(0.05), corpus.total.length(0.95)
+        speakers = len(corpus.total.speakers) or "no known"
         sentences.append(
-            f"{one.name}: {one.total.seconds / 3600:.2f} hours, {one.total.utterances:,} utterances, "
-            f"{len(one.total.speakers) or 'no known'} speakers; nine of ten utterances last {low:.1f} to {high:.1f} s."
+            f"{corpus.name}: {corpus.total.seconds / 3600:.2f} hours, {corpus.total.utterances:,} utterances, "
+            f"{speakers} speakers; nine of ten utterances last {low:.1f} to {high:.1f} s."
         )
-        if one.unusable:
-            sentences.append(f"{len(one.unusable):,} rows of {one.name} cannot be used and are not counted.")
+        if corpus.unusable:
+            sentences.append(f"{len(corpus.unusable):,} rows of {corpus.name} cannot be used and are not counted.")
     return sentences
 
 
-def _distribution(name: str, title: str, unit: str, found: Sequence[Statistics]) -> Chart:
-    """Utterances by length or rate, as numbers and as shares, which compare corpora of different sizes."""
-    counts = {one.name: getattr(one.total, name) for one in found}
+def _distribution(name: str, title: str, unit: str, corpora: Sequence[Statistics]) -> Chart:
+    """Return the chart of utterances by length or rate, as counts and as shares of each corpus."""
+    counts = {corpus.name: getattr(corpus.total, name) for corpus in corpora}
     width = max(map(bin_width, counts.values()))
     views = []
     for label, shares in (("Utterances", False), ("Shares", True)):
         series = []
-        for corpus, count in counts.items():
+        for corpus_name, count in counts.items():
             points = tuple(
                 Point(
                     start + width / 2,
                     100 * n / count.total() if shares else n,
-                    name=corpus,
+                    name=corpus_name,
                     lines=(f"{start:g} to {start + width:g} {unit}", f"{n:,} utterances ({n / count.total():.1%})"),
                 )
                 for start, n in binned(count, width).items()
             )
-            series.append(Series(corpus, corpus, points))
+            series.append(Series(corpus_name, corpus_name, points))
         y_title = "utterances (%)" if shares else "utterances"
         views.append(View(label, unit, y_title, tuple(series), bars=True, names="Corpus"))
     return Chart(name, title, f"In steps of {width:g}.", tuple(views))
 
 
-def _by_field(by: str, found: Sequence[Statistics]) -> Chart:
+def _by_field(by: str, corpora: Sequence[Statistics]) -> Chart:
     field = by.partition(":")[0]
-    values = tuple(dict.fromkeys(value for one in found for value in one.groups.get(by, {})))
+    values = tuple(dict.fromkeys(value for corpus in corpora for value in corpus.groups.get(by, {})))
     measures: tuple[tuple[str, Callable[[Holdings], float]], ...] = (
         ("Hours", lambda part: part.seconds / 3600),
         ("Utterances", lambda part: part.utterances),
@@ -126,14 +127,14 @@ def _by_field(by: str, found: Sequence[Statistics]) -> Chart:
     for label, measure in measures:
         series = [
             Series(
-                one.name,
-                one.name,
+                corpus.name,
+                corpus.name,
                 tuple(
-                    Point(value, measure(part), name=one.name, lines=(f"{field} {value}", f"{measure(part):,.4g}"))
-                    for value, part in one.groups.get(by, {}).items()
+                    Point(value, measure(part), name=corpus.name, lines=(f"{field} {value}", f"{measure(part):,.4g}"))
+                    for value, part in corpus.groups.get(by, {}).items()
                 ),
             )
-            for one in found
+            for corpus in corpora
         ]
         views.append(View(label, field, label.lower(), tuple(series), categories=values, bars=True, names="Corpus"))
     return Chart(file_name(by), f"By {field}", "", tuple(views))

@@ -1,4 +1,4 @@
-"""The report on a benchmark: one page that opens from disk, and figures for papers."""
+"""The report on a benchmark: a page that a browser opens from disk, and figures for papers."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from ssvd.benchmark.records import Failure, Result, Texts, read_study
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
-from ssvd.reports.changed_utterances import Change, Word, largest_changes
+from ssvd.reports.changed_utterances import ChangedUtterance, Word, most_changed
 from ssvd.reports.charts import METHODS, charts, units
 from ssvd.reports.figures import save_figure
 from ssvd.reports.html import Chart, bullets, chart_section, file_name, html_page, styles, to_csv, to_html, to_latex
@@ -19,8 +19,8 @@ from ssvd.reports.study import FROZEN, FULL, LORA, TEST, Row, Study, is_ssvd, st
 from ssvd.reports.tables import main_table, percents
 from ssvd.scoring import Comparison
 
-SOUND_LIMIT = 300_000  # bytes of a file
-SOUNDS_LIMIT = 5_000_000  # of all files of a page
+SOUND_LIMIT = 300_000  # bytes per recording
+SOUNDS_LIMIT = 5_000_000  # bytes per page
 _SOUNDS = {
     ".flac": "audio/flac",
     ".m4a": "audio/mp4",
@@ -33,7 +33,15 @@ _SOUNDS = {
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything in a folder of results, with the statistics over it."""
+    """Everything in a folder of results, with the statistics over it.
+
+    Attributes:
+        folder: Folder of `ssvd benchmark`, or of a stored study.
+        studies: The statistics, for each model and corpus.
+        texts: Hypotheses of every result.
+        failures: Cells and trials that could not be computed.
+        skipped: Files that could not be read.
+    """
 
     folder: Path
     studies: list[Study]
@@ -50,22 +58,25 @@ def read_benchmark(folder: Path, *, resamples: int = 1000) -> Benchmark:
     """
     records = read_study(folder)
     if not records.results:
-        raise UserError(f"{folder} holds no finished cell: run `ssvd benchmark` until one is, or see its failures.")
-    found = studies(records.results, records.texts, records.failures, resamples=resamples)
-    return Benchmark(folder, found, records.texts, records.failures, records.skipped)
+        raise UserError(
+            f"{folder} holds no finished cell: run `ssvd benchmark` until one is finished, or see its failures."
+        )
+    statistics = studies(records.results, records.texts, records.failures, resamples=resamples)
+    return Benchmark(folder, statistics, records.texts, records.failures, records.skipped)
 
 
 def write_report(results: Path, html: Path, *, audio: bool = True, resamples: int = 1000) -> None:
-    """Write the page of a benchmark: one HTML file of about 5 MB, which asks no network for anything.
+    """Write the page of a benchmark: one HTML file of about 5 MB, which needs no network.
 
     Args:
-        results: Folder of results that `ssvd benchmark` made.
+        results: Folder of `ssvd benchmark`, or of a stored study.
         html: File to write; its folder is made.
-        audio: Whether to put the sound of the utterances into it that changed most: whoever gets the page hears them.
-        resamples: Draws of each bootstrap.
+        audio: Whether to embed the recordings of the utterances that changed most; everyone who gets the page can hear
+            them.
+        resamples: Number of draws of each bootstrap.
 
     Raises:
-        UserError: As `read_benchmark`.
+        UserError: As for `read_benchmark`.
     """
     page = render(read_benchmark(results, resamples=resamples), audio=audio, resamples=resamples)
     html.parent.mkdir(parents=True, exist_ok=True)
@@ -76,15 +87,15 @@ def write_figures(results: Path, folder: Path, *, resamples: int = 1000) -> list
     """Write the charts of the page as MODEL-CORPUS-CHART-VIEW.png and .pdf.
 
     Args:
-        results: Folder of results that `ssvd benchmark` made.
+        results: Folder of `ssvd benchmark`, or of a stored study.
         folder: Folder to write to; it is made.
-        resamples: Draws of each bootstrap.
+        resamples: Number of draws of each bootstrap.
 
     Returns:
         The files.
 
     Raises:
-        UserError: As `read_benchmark`.
+        UserError: As for `read_benchmark`.
     """
     benchmark = read_benchmark(results, resamples=resamples)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,25 +111,31 @@ def write_figures(results: Path, folder: Path, *, resamples: int = 1000) -> list
 
 
 def results_csv(results: Path, *, resamples: int = 1000) -> str:
-    """The main table of all studies as CSV; raises as `read_benchmark`."""
+    """Return the main table of all studies as CSV; errors are those of `read_benchmark`."""
     return to_csv(main_table(read_benchmark(results, resamples=resamples).studies))
 
 
 def results_latex(results: Path, *, resamples: int = 1000) -> str:
-    """The main table as LaTeX, a tabular for each study with its name above; raises as `read_benchmark`."""
-    found = read_benchmark(results, resamples=resamples).studies
-    return "\n".join(f"% {' '.join(study.name.split())}\n{to_latex(main_table([study]))}" for study in found)
+    """Return the main table as LaTeX, with a tabular for each study; errors are those of `read_benchmark`."""
+    members = read_benchmark(results, resamples=resamples).studies
+    return "\n".join(f"% {' '.join(study.name.split())}\n{to_latex(main_table([study]))}" for study in members)
 
 
 def render(benchmark: Benchmark, *, audio: bool = True, resamples: int = 1000) -> str:
-    """The page as HTML."""
+    """Return the page as HTML.
+
+    Args:
+        benchmark: What to show.
+        audio: Whether to embed recordings.
+        resamples: Number of draws of each bootstrap.
+    """
     drawn: list[Chart] = []
     sounds = _Sounds(benchmark.folder, SOUNDS_LIMIT if audio else 0)
     parts = []
     if any(study.synthetic for study in benchmark.studies):
         parts.append(
             '<p class="warning"><strong>Synthetic speech.</strong> Studies marked so were made on synthetic speech; '
-            "they say nothing certain about recorded speakers.</p>"
+            "they prove nothing about recorded speakers.</p>"
         )
     if len(benchmark.studies) > 1:
         links = (f'<a href="#study-{n}">{escape(study.name)}</a>' for n, study in enumerate(benchmark.studies))
@@ -132,7 +149,7 @@ def render(benchmark: Benchmark, *, audio: bool = True, resamples: int = 1000) -
         parts.append("<h3>All numbers</h3>")
         parts.append(f'<p class="note">{escape(_NUMBERS.format(units=units(study)))}</p>')
         parts.append(to_html(main_table([study]), file_name(study.model, study.corpus)))
-        parts.append(_changes(study, benchmark.texts, sounds))
+        parts.append(_changed_utterances(study, benchmark.texts, sounds))
         parts.append("</section>")
     parts += [_failures(benchmark), _origin(benchmark)]
     looks = styles((row.method for study in benchmark.studies for row in study.rows), METHODS)
@@ -141,59 +158,63 @@ def render(benchmark: Benchmark, *, audio: bool = True, resamples: int = 1000) -
 
 
 def summary(study: Study) -> list[str]:
-    """What a study found, in sentences: losses as plainly as gains, and what cannot be told apart."""
+    """Return the findings of a study as sentences: losses as plainly as gains, and what cannot be distinguished."""
     frozen, full, best = study.row(FROZEN), study.row(FULL), study.best
-    found = []
+    findings = []
     if frozen is not None:
-        found.append(f"The frozen model: {_rate(frozen)}.")
+        findings.append(f"The frozen model: {_rate(frozen)}.")
     if full is not None:
-        found.append(f"Full fine-tuning: {_rate(full)}. {_told('It', full.against_frozen, 'the frozen model')}".strip())
+        findings.append(
+            f"Full fine-tuning: {_rate(full)}. {_difference('It', full.against_frozen, 'the frozen model')}".strip()
+        )
     if best is not None:
         sentences = [
             f"The adapter with the lowest WER on dev, {best.name}: {_rate(best)}, with "
             f"{best.trainable_parameters:,} trained parameters ({100 * best.share:.3g} % of the model).",
-            _told("It", best.against_frozen, "the frozen model"),
-            _told("It", best.against_lora, "LoRA at the same budget"),
-            _told("It", best.against_full, "full fine-tuning"),
+            _difference("It", best.against_frozen, "the frozen model"),
+            _difference("It", best.against_lora, "LoRA at the same budget"),
+            _difference("It", best.against_full, "full fine-tuning"),
         ]
         if best.recovered is not None:
             sentences.append(f"It recovers {100 * best.recovered:.0f} % of the gain of full fine-tuning.")
-        found.append(" ".join(filter(None, sentences)))
+        findings.append(" ".join(filter(None, sentences)))
         for corpus, change in best.forgetting.items():
-            found.append(f"On {corpus}, which the model knew: " + _told(best.name, change, "the frozen model"))
+            findings.append(f"On {corpus}, which the model knew: " + _difference(best.name, change, "the frozen model"))
     for method in dict.fromkeys(row.method for row in study.rows if is_ssvd(row.method)):
-        found += _budget_by_budget(method, [row for row in study.rows if row.method == method and row is not best])
+        findings += _budget_by_budget(method, [row for row in study.rows if row.method == method and row is not best])
     missing = [
         name for name, method in (("the frozen model", FROZEN), ("full fine-tuning", FULL)) if not study.row(method)
     ]
     if all(row.method != LORA for row in study.rows):
         missing.append("LoRA")
     if missing:
-        found.append(f"Not among the results: {', '.join(missing)}; comparisons with them are left out.")
+        findings.append(f"Not among the results: {', '.join(missing)}; comparisons with them are left out.")
     edges = [f"{row.name} ({row.edge})" for row in study.rows if row.edge in ("lowest", "highest")]
     if edges:
-        found.append(f"May be under-tuned, as dev chose an outermost learning rate of those tried: {', '.join(edges)}.")
+        findings.append(
+            f"May be under-tuned, as dev chose an outermost learning rate of those tried: {', '.join(edges)}."
+        )
     single = [row.name for row in study.rows if row.edge == "only"]
     if single:
-        found.append(f"Not tuned, as one learning rate alone was tried: {', '.join(single)}.")
+        findings.append(f"Not tuned, as only one learning rate was tried: {', '.join(single)}.")
     if any(len(row.results) == 1 for row in study.rows if row.method != FROZEN):
-        found.append("Some methods have one seed: how far seeds differ is not known for them.")
+        findings.append("Some methods have only one seed, so the variation between seeds is unknown for them.")
     failed = {(failure.cell.method, failure.cell.budget, failure.cell.seed) for failure in study.failures}
     if failed:
-        found.append(f"Failed cells: {len(failed)}, listed below.")
-    return found
+        findings.append(f"Failed cells: {len(failed)}, listed below.")
+    return findings
 
 
 _NUMBERS = (
-    "Means over seeds. Intervals: 95 % bootstrap over {units} of the test set; seeds add to them what the standard "
-    "deviation s shows. Against another row: paired difference of WER in percentage points, negative where this row "
-    "has fewer errors; the two cannot be told apart where the interval holds 0. With many comparisons, about one in "
-    "twenty intervals misses 0 by chance. A head sorts."
+    "Means over seeds. Intervals: 95 % bootstrap over {units} of the test set; they do not include the variation "
+    "between seeds, whose standard deviation is s. Against another row: paired difference of WER in percentage points, "
+    "negative if this row has fewer errors; the two cannot be told apart if the interval includes 0. With many "
+    "comparisons, about one in twenty intervals excludes 0 by chance. Click on a heading to sort."
 )
 _MARKS = (
-    ("substitution", "~word", "another word was said"),
-    ("deletion", "[word]", "was said, and not recognised"),
-    ("insertion", "+word", "was not said"),
+    ("substitution", "~word", "another word was spoken"),
+    ("deletion", "[word]", "spoken, but not recognised"),
+    ("insertion", "+word", "not spoken"),
 )
 
 
@@ -209,14 +230,14 @@ def _rate(row: Row) -> str:
     return f"WER {100 * row.wer:.1f} %{within}{seeds}"
 
 
-def _told(subject: str, found: Comparison | None, other: str) -> str:
-    """A difference as a sentence, or "" where there is none."""
-    if found is None:
+def _difference(subject: str, comparison: Comparison | None, other: str) -> str:
+    """Return a difference as a sentence, or "" if there is none."""
+    if comparison is None:
         return ""
-    points = 100 * found.difference
-    if found.interval is None:
+    points = 100 * comparison.difference
+    if comparison.interval is None:
         return f"{subject} differs from {other} by {_signed(points)} points, on too little speech for an interval."
-    low, high = (100 * bound for bound in found.interval)
+    low, high = (100 * bound for bound in comparison.interval)
     interval = f"95 % interval {_signed(low)} to {_signed(high)}"
     if low <= 0 <= high:
         return f"{subject} cannot be told apart from {other}: difference {_signed(points)} points, {interval}."
@@ -226,7 +247,7 @@ def _told(subject: str, found: Comparison | None, other: str) -> str:
 
 
 def _budget_by_budget(method: str, rows: Sequence[Row]) -> list[str]:
-    """A method against LoRA at every budget where there are both, in a sentence; none where there is no such budget."""
+    """Return a sentence that compares a method with LoRA at every budget that both have; none without such a budget."""
     verdicts: dict[str, list[str]] = {}
     for row in rows:
         if row.against_lora is None:
@@ -249,13 +270,13 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _changes(study: Study, texts: Texts, sounds: "_Sounds") -> str:
+def _changed_utterances(study: Study, texts: Texts, sounds: "_Sounds") -> str:
     frozen, best = study.row(FROZEN), study.best
     if frozen is None or best is None:
         return ""
     before, after = frozen.results[0], best.results[0]
-    found = largest_changes(texts[before.id, TEST], texts[after.id, TEST], after.normaliser)
-    if not any(found):
+    changed = most_changed(texts[before.id, TEST], texts[after.id, TEST], after.normaliser)
+    if not any(changed):
         return ""
     legend = "; ".join(f'<span class="{kind}">{mark}</span> {meaning}' for kind, mark, meaning in _MARKS)
     parts = [
@@ -263,26 +284,26 @@ def _changes(study: Study, texts: Texts, sounds: "_Sounds") -> str:
         f"<p>From the frozen model to {escape(best.name)}, seed {after.cell.seed}, by the change in word errors; texts "
         f"as normalised for scoring. {legend}.</p>"
     ]
-    for title, changes in zip(("Improved", "Worsened"), found, strict=True):
+    for title, utterances in zip(("Improved", "Worsened"), changed, strict=True):
         parts.append(f"<h4>{title}</h4>")
-        if not changes:
+        if not utterances:
             parts.append("<p>None.</p>")
-        parts += [_utterance(change, best.name, sounds.player(after, change.id)) for change in changes]
+        parts += [_utterance(utterance, best.name, sounds.player(after, utterance.id)) for utterance in utterances]
     return "".join(parts)
 
 
-def _utterance(change: Change, method: str, player: str) -> str:
+def _utterance(utterance: ChangedUtterance, method: str, player: str) -> str:
     rows = (
-        ("said", [escape(slot[0] or "") for slot in change.slots]),
-        ("frozen", [_word(slot[1]) for slot in change.slots]),
-        (method, [_word(slot[2]) for slot in change.slots]),
+        ("spoken", [escape(slot[0] or "") for slot in utterance.slots]),
+        ("frozen", [_word(slot[1]) for slot in utterance.slots]),
+        (method, [_word(slot[2]) for slot in utterance.slots]),
     )
     table = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, cells in rows
     )
-    speaker = f", speaker {change.speaker}" if change.speaker else ""
-    head = f"{change.id}{speaker}: {change.before} → {change.after} word errors of {change.words} words"
+    speaker = f", speaker {utterance.speaker}" if utterance.speaker else ""
+    head = f"{utterance.id}{speaker}: {utterance.before} → {utterance.after} word errors of {utterance.words} words"
     return (
         f'<div class="utterance"><p>{escape(head)}</p>{player}'
         f'<div class="scroll"><table class="words"><tbody>{table}</tbody></table></div></div>'
@@ -297,14 +318,14 @@ def _word(word: Word | None) -> str:
 
 
 class _Sounds:
-    """Players of utterances, until the page holds enough of them."""
+    """Players of utterances, up to a number of bytes per page."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
         self.left = limit  # bytes
 
     def player(self, result: Result, utterance: str) -> str:
-        """HTML that plays an utterance, or "" where there is no sound, or it is too large."""
+        """Return HTML that plays an utterance, or "" if there is no recording or it is too large."""
         path = self.folder / result.audio.get(utterance, "")
         kind = _SOUNDS.get(path.suffix.lower())
         if kind is None or not path.is_file():
@@ -334,9 +355,9 @@ def _failures(benchmark: Benchmark) -> str:
         ]
         parts.append(_table(("Model", "Corpus", "Method", "Seed", "Learning rate", "Reason"), rows))
     if benchmark.skipped:
-        # A page is passed on: where the results lay is nobody's business.
+        # Pages are published: they do not state where the results lay.
         here = f"{benchmark.folder}/"
-        rows = [(one.where.replace(here, ""), one.reason.replace(here, "")) for one in benchmark.skipped]
+        rows = [(file.where.replace(here, ""), file.reason.replace(here, "")) for file in benchmark.skipped]
         parts.append(_table(("Skipped", "Reason"), rows))
     if not benchmark.failures and not benchmark.skipped:
         parts.append("<p>None.</p>")
@@ -358,20 +379,20 @@ def _origin(benchmark: Benchmark) -> str:
         ("Versions", ", ".join(versions)),
         ("Commits", ", ".join(sorted({origin.commit or "unknown" for origin in origins}))),
         ("Started", f"{min(origin.started for origin in origins)} to {max(origin.started for origin in origins)}"),
-        ("Computed", f"{sum(origin.seconds for origin in origins) / 3600:.2f} hours in all, for the cells shown"),
+        ("Computed", f"{sum(origin.seconds for origin in origins) / 3600:.2f} hours in total, for the cells shown"),
         ("Normaliser", ", ".join(sorted({result.normaliser for result in results}))),
         *((f"Option {name}", _text(value)) for name, value in sorted(common.items())),
     ]
     rows = []
     for result in results:
-        own = {name: value for name, value in sorted(result.options.items()) if common.get(name) != value}
+        others = {name: value for name, value in sorted(result.options.items()) if common.get(name) != value}
         search = ", ".join(
             f"{float(rate):g}: {'failed' if wer is None else f'{100 * wer:.1f} %'}"
             for rate, wer in sorted(result.search.items(), key=lambda item: float(item[0]))
         )
-        rows.append((result.id, search, f"{result.origin.seconds:,.0f}", _text(own) if own else ""))
+        rows.append((result.id, search, f"{result.origin.seconds:,.0f}", _text(others) if others else ""))
     body = "".join(f'<tr><td>{escape(name)}</td><td class="long">{escape(value)}</td></tr>' for name, value in facts)
-    cells = _table(("Cell", "Dev WER by learning rate", "Seconds", "Its own options"), rows)
+    cells = _table(("Cell", "Dev WER by learning rate", "Seconds", "Other options"), rows)
     return (
         f'<section><h2>How it was made</h2><div class="scroll"><table class="facts"><tbody>{body}</tbody></table></div>'
         f"<details><summary>Every cell</summary>{cells}</details></section>"
@@ -383,7 +404,7 @@ def _text(value: Any) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A plain table, its last column of running text."""
+    """Return a plain table whose last column is running text."""
     head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in heads)
     body = "".join(
         "<tr>"

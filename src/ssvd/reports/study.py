@@ -1,6 +1,6 @@
-"""What the cells of a benchmark say together: one study for each model and corpus, one row for each method and budget.
+"""Statistics over the cells of a benchmark: a study for each model and corpus, a row for each method and budget.
 
-Pure statistics over records and texts; nothing here reads a file. Rates are fractions.
+Nothing here reads a file. Rates are fractions.
 """
 
 import math
@@ -31,31 +31,34 @@ class Rate:
 class Row:
     """A method at a budget, its seeds pooled.
 
-    Intervals are 95 % bootstrap intervals over the speakers of the test set, or over its utterances where speakers are
-    not known, every seed's text of a drawn unit together. They do not hold what seeds add, which `spread` shows.
+    Intervals are 95 % bootstrap intervals over the speakers of the test set, or over its utterances if speakers are not
+    known. A unit is drawn with the texts of all seeds; the variation between seeds is not part of the intervals but
+    stated by `spread`.
 
     Attributes:
         method, budget: As in the grid; the budget is "" for the frozen model and full fine-tuning.
         results: One for each seed, in the order of the seeds.
-        trainable_parameters, share: Trained parameters, and their share of the model's.
+        trainable_parameters, share: Number of trained parameters, and their share of the model's.
         setting: The method's own number at this budget.
-        learning_rates: Those chosen on dev; more than one where seeds differ.
-        edge: Where the chosen rate lies among those tried, if there is no rate tried on both sides of it: the method
-            may then be under-tuned. "only" where one rate alone was tried. None inside, and for the frozen model.
-        wer, cer, dev_wer: Means over the seeds; None where no reference has words, or where dev was not decoded.
+        learning_rates: The rates chosen on dev; more than one if seeds differ.
+        edge: Whether the chosen rate is the lowest or the highest of those tried, so that the method may be
+            under-tuned, or the only one. None if rates on both sides were tried, and for the frozen model.
+        wer, cer, dev_wer: Means over the seeds; None if no reference has words, or if dev was not decoded.
         wer_without_fallback: Mean WER of the first search; None where decoding had no fallback or it was not recorded.
-        interval, resampled: Of `wer`, and its units; None with fewer than two of them.
+        interval: Interval of `wer`; None with fewer than two units.
+        resampled: The units of the intervals.
         spread: Sample standard deviation of the WER over seeds; None for one seed.
         against_frozen, against_lora, against_full: Paired differences on the test set, this row minus the frozen model,
-            LoRA at the same budget, and full fine-tuning: negative where this row has fewer errors. Of the seeds that
-            both have; the frozen model is the same for every seed. None where there is no such row, or it is this one.
-        recovered: Share of the gain of full fine-tuning over the frozen model, of the seeds that both have; None where
-            that gained nothing.
-        forgetting: Source corpus -> paired difference, this row minus the frozen model: positive where this row errs
-            more on the domain that the model comes from.
+            LoRA at the same budget, and full fine-tuning, for the seeds that both have: negative if this row has fewer
+            errors. The frozen model is the same for every seed. None if there is no such row, or if it is this one.
+        recovered: Gain of this row over the frozen model as a share of the gain of full fine-tuning, for the seeds that
+            both have; None if full fine-tuning gained nothing.
+        forgetting: Source corpus -> paired difference, this row minus the frozen model: positive if this row makes more
+            errors on the domain that the model comes from.
         training_seconds: Median over the seeds.
         peak_memory_bytes, adapter_bytes, orthogonality_error: Largest over the seeds.
-        pareto: No other row has at most as many trainables and at most as high a WER, one of them strictly lower.
+        pareto: Whether no other row has at most as many trained parameters and at most the same WER, with one of the
+            two lower.
     """
 
     method: str
@@ -86,6 +89,7 @@ class Row:
 
     @property
     def name(self) -> str:
+        """The method and its budget."""
         return f"{self.method} {self.budget}".strip()
 
 
@@ -94,6 +98,8 @@ class Study:
     """All methods on one model and corpus.
 
     Attributes:
+        model: Name of the model.
+        corpus: Name of the corpus.
         rows: The frozen model, full fine-tuning, then the other methods by name and trained parameters.
         failures: Cells that were never finished, at any learning rate.
         synthetic: Whether any of the speech is synthetic.
@@ -107,17 +113,18 @@ class Study:
 
     @property
     def name(self) -> str:
+        """The model and the corpus."""
         return f"{self.model} on {self.corpus}"
 
     def row(self, method: str, budget: str = "") -> Row | None:
-        """The row of a method at a budget, if there is one."""
+        """Return the row of a method at a budget, if there is one."""
         return next((row for row in self.rows if (row.method, row.budget) == (method, budget)), None)
 
     @property
     def best(self) -> Row | None:
-        """The adapted row with the lowest WER on dev, the smaller one of equals: chosen without the test set.
+        """The adapted row with the lowest WER on dev, and of equal ones the smallest: chosen without the test set.
 
-        Of those with the most seeds, where some are not there yet.
+        Rows with fewer seeds than others are not considered.
         """
         adapted = [row for row in self.rows if is_peft(row.method) and row.dev_wer is not None]
         seeds = max((len(row.results) for row in adapted), default=0)
@@ -126,25 +133,25 @@ class Study:
 
 
 def is_peft(method: str) -> bool:
-    """Whether a method adapts: neither leaves the model as it is nor trains all of it."""
+    """Return whether a method trains a part of the model: neither nothing nor everything."""
     return method not in (FROZEN, FULL)
 
 
 def is_ssvd(method: str) -> bool:
-    """Whether a method is SSVD, or a variant of it, such as "ssvd strict"."""
+    """Return whether a method is SSVD or a variant of it, such as "ssvd strict"."""
     return method == "ssvd" or method.startswith("ssvd ")
 
 
 def studies(
     results: Sequence[Result], texts: Texts, failures: Sequence[Failure] = (), *, resamples: int = 1000
 ) -> list[Study]:
-    """The studies that results belong to, by model and corpus.
+    """Return the studies that results belong to, one for each model and corpus.
 
     Args:
         results: Finished cells, in any order.
         texts: Hypotheses of every result on the test set, and on its source corpora as far as there are any.
         failures: Cells and trials that could not be computed; those of a study without a finished cell are left out.
-        resamples: Draws of each bootstrap.
+        resamples: Number of draws of each bootstrap.
 
     Raises:
         UserError: Two results are of the same cell, or those of a study normalise differently.
@@ -154,20 +161,26 @@ def studies(
         cell = result.cell
         key = (cell.model, cell.corpus, cell.method, cell.budget, cell.seed)
         if key in seen:
-            raise UserError(f"cells/{seen[key]}.json and cells/{result.id}.json are of the same cell: remove one.")
+            raise UserError(
+                f"cells/{seen[key]}.json and cells/{result.id}.json are results of the same cell: remove one of them."
+            )
         seen[key] = result.id
     ordered = sorted(results, key=lambda result: (result.cell.model, result.cell.corpus))
-    found = []
+    of_models_and_corpora = []
     for (model, corpus), members in groupby(ordered, key=lambda result: (result.cell.model, result.cell.corpus)):
-        own = [failure for failure in failures if (failure.cell.model, failure.cell.corpus) == (model, corpus)]
-        found.append(_study(list(members), texts, own, resamples))
-    return found
+        failed = [failure for failure in failures if (failure.cell.model, failure.cell.corpus) == (model, corpus)]
+        of_models_and_corpora.append(_study(list(members), texts, failed, resamples))
+    return of_models_and_corpora
 
 
 def group_rates(row: Row, field: str, texts: Texts, *, resamples: int = 1000) -> dict[str, Rate]:
-    """WER for each value of a field that the results are broken down by, such as age; see `score_by`.
+    """Return the WER for each value of a field that the results are broken down by, such as age.
 
-    There are no intervals where the texts do not have the field.
+    Args:
+        row: The method at a budget.
+        field: The field, as `ssvd.scoring.score_by` takes it.
+        texts: Hypotheses of every result; if they do not have the field, there are no intervals.
+        resamples: Number of draws of the bootstrap.
     """
     records = [
         {**text.fields, "reference": text.reference, "hypothesis": text.hypothesis, "speaker": text.speaker}
@@ -176,8 +189,8 @@ def group_rates(row: Row, field: str, texts: Texts, *, resamples: int = 1000) ->
         for text in texts[result.id, TEST]
     ]
     if any(record.get(field.partition(":")[0]) not in (None, "") for record in records):
-        parts = score_by(records, field, normaliser=row.results[0].normaliser, resamples=resamples)
-        return {value: Rate(p.wer, p.wer_interval) for value, p in parts.items() if not math.isnan(p.wer)}
+        scores = score_by(records, field, normaliser=row.results[0].normaliser, resamples=resamples)
+        return {value: Rate(s.wer, s.wer_interval) for value, s in scores.items() if not math.isnan(s.wer)}
     means: dict[str, list[float]] = {}
     for result in row.results:
         for value, part in result.test.groups.get(field, {}).items():
@@ -191,15 +204,15 @@ def _study(results: list[Result], texts: Texts, failures: list[Failure], resampl
         if result.normaliser != first.normaliser:
             raise UserError(
                 f"cells/{first.id}.json normalises by {first.normaliser!r} and cells/{result.id}.json by "
-                f"{result.normaliser!r}: their error rates cannot be compared; compute one of them anew."
+                f"{result.normaliser!r}: their error rates cannot be compared; compute one of them again."
             )
     grouped: dict[tuple[str, str], list[Result]] = {}
     for result in sorted(results, key=lambda result: result.cell.seed):
         grouped.setdefault((result.cell.method, result.cell.budget), []).append(result)
     rows = [_row(grouped, key, texts, resamples) for key in grouped]
     rows = [replace(row, pareto=not any(_dominates(other, row) for other in rows)) for row in rows]
-    first_ones = {FROZEN: 0, FULL: 1}
-    rows.sort(key=lambda row: (first_ones.get(row.method, 2), row.method, row.trainable_parameters, row.budget))
+    order = {FROZEN: 0, FULL: 1}
+    rows.sort(key=lambda row: (order.get(row.method, 2), row.method, row.trainable_parameters, row.budget))
     done = {(result.cell.method, result.cell.budget, result.cell.seed) for result in results}
     return Study(
         model=first.cell.model,
@@ -215,12 +228,12 @@ def _row(grouped: Mapping[tuple[str, str], list[Result]], key: tuple[str, str], 
     method, budget = key
     frozen, full = grouped.get((FROZEN, "")), grouped.get((FULL, ""))
     lora = None if method in (FROZEN, FULL, LORA) else grouped.get((LORA, budget))
-    said = [text for result in results for text in texts[result.id, TEST]]
+    tested = [text for result in results for text in texts[result.id, TEST]]
     pooled = score(
-        [text.reference for text in said],
-        [text.hypothesis for text in said],
-        speakers=[text.speaker for text in said],
-        utterances=[text.id for text in said],
+        [text.reference for text in tested],
+        [text.hypothesis for text in tested],
+        speakers=[text.speaker for text in tested],
+        utterances=[text.id for text in tested],
         normaliser=results[0].normaliser,
         resamples=resamples,
     )
@@ -261,7 +274,7 @@ def _row(grouped: Mapping[tuple[str, str], list[Result]], key: tuple[str, str], 
 
 
 def _paired(first: list[Result], second: list[Result], corpus: str, texts: Texts, resamples: int) -> Comparison | None:
-    """The second's error rate minus the first's, on the utterances and seeds that both have."""
+    """Return the error rate of the second minus that of the first, on the utterances and seeds that both have."""
     by_seed = {result.cell.seed: result for result in first}
     frozen = first[0] if first[0].cell.method == FROZEN else None
     pairs = []
@@ -272,7 +285,7 @@ def _paired(first: list[Result], second: list[Result], corpus: str, texts: Texts
             pairs += [(known[t.id], t) for t in texts.get((result.id, corpus), ()) if t.id in known]
     if not pairs:
         return None
-    found = compare(
+    comparison = compare(
         [text.reference for _, text in pairs],
         [text.hypothesis for text, _ in pairs],
         [text.hypothesis for _, text in pairs],
@@ -281,11 +294,11 @@ def _paired(first: list[Result], second: list[Result], corpus: str, texts: Texts
         normaliser=second[0].normaliser,
         resamples=resamples,
     )
-    return found if found.words else None
+    return comparison if comparison.words else None
 
 
 def _edge(results: list[Result]) -> Literal["lowest", "highest", "only"] | None:
-    """Where a chosen learning rate has none tried beside it; one whose loss became infinite counts as tried."""
+    """Return on which edge of the rates tried a chosen rate lies; a rate whose loss became infinite counts as tried."""
     for result in results:
         if result.learning_rate is None:
             continue
@@ -302,17 +315,17 @@ def _recovered(frozen: list[Result], full: list[Result], results: list[Result]) 
         seeds = {other.cell.seed for other in others}
         return _mean([row.test.wer for row in rows if row.cell.method == FROZEN or row.cell.seed in seeds])
 
-    before, best, own = mean(frozen, full), mean(full, results), mean(results, full)
-    if before is None or best is None or own is None or best >= before:
+    before, best, after = mean(frozen, full), mean(full, results), mean(results, full)
+    if before is None or best is None or after is None or best >= before:
         return None
-    return (before - own) / (before - best)
+    return (before - after) / (before - best)
 
 
 def _dominates(other: Row, row: Row) -> bool:
     if other.wer is None or row.wer is None:
         return False
-    mine, its = (row.trainable_parameters, row.wer), (other.trainable_parameters, other.wer)
-    return its != mine and its[0] <= mine[0] and its[1] <= mine[1]
+    costs, other_costs = (row.trainable_parameters, row.wer), (other.trainable_parameters, other.wer)
+    return other_costs != costs and other_costs[0] <= costs[0] and other_costs[1] <= costs[1]
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""The tables of a benchmark."""
+"""The main table of a benchmark."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,9 @@ from ssvd.scoring import Comparison
 
 
 def main_table(studies: Sequence[Study]) -> Table:
-    """A row for each method and budget of each study, the cells that failed after them.
+    """Return a table with a row for each method and budget of each study, followed by the cells that failed.
 
-    Rates and their differences are in percent and percentage points; of a difference, negative is better, but for
-    forgetting, where positive is more errors than the frozen model's.
+    Rates are in percent and their differences in percentage points. A negative difference means fewer errors.
     """
     sources = list(dict.fromkeys(corpus for study in studies for row in study.rows for corpus in row.forgetting))
     values = [_values(study, row, sources) for study in studies for row in study.rows]
@@ -33,28 +32,30 @@ def main_table(studies: Sequence[Study]) -> Table:
 
 
 def percent(value: float | None) -> float | None:
+    """Return a fraction in percent."""
     return None if value is None else 100 * value
 
 
 def percents(interval: Interval | None) -> Interval | None:
+    """Return an interval of fractions in percent."""
     return None if interval is None else (100 * interval[0], 100 * interval[1])
 
 
 def notes(study: Study, row: Row) -> str:
-    """What a reader must know of a row that its numbers do not show."""
-    found = []
+    """Return what a reader must know about a row besides its numbers."""
+    remarks = []
     if row.pareto:
-        found.append("Pareto front")
+        remarks.append("Pareto front")
     if row.edge == "only":
-        found.append("one learning rate tried")
+        remarks.append("one learning rate tried")
     elif row.edge:
-        found.append(f"{row.edge} learning rate tried: may be under-tuned")
+        remarks.append(f"{row.edge} learning rate tried: may be under-tuned")
     failed = sorted({f.cell.seed for f in study.failures if (f.cell.method, f.cell.budget) == (row.method, row.budget)})
     if failed:
-        found.append(f"failed for seed {', '.join(map(str, failed))}")
+        remarks.append(f"failed for seed {', '.join(map(str, failed))}")
     if any(result.synthetic for result in row.results):
-        found.append("synthetic speech")
-    return "; ".join(found)
+        remarks.append("synthetic speech")
+    return "; ".join(remarks)
 
 
 def _values(study: Study, row: Row, sources: Sequence[str]) -> tuple[Value, ...]:
@@ -62,6 +63,7 @@ def _values(study: Study, row: Row, sources: Sequence[str]) -> tuple[Value, ...]
 
 
 def _pairs(study: Study, row: Row, sources: Sequence[str]) -> list[tuple[Column, Value]]:
+    """Return the columns of the table, each with its value in a row."""
     pairs: list[tuple[Column, Value]] = [
         (Column("Method"), row.method),
         (Column("Budget"), row.budget),
@@ -97,10 +99,13 @@ def _pairs(study: Study, row: Row, sources: Sequence[str]) -> list[tuple[Column,
     ]
 
 
-def _difference(other: str, found: Comparison | None, paper: bool = True) -> list[tuple[Column, Value]]:
+def _difference(other: str, comparison: Comparison | None, paper: bool = True) -> list[tuple[Column, Value]]:
     return [
-        (Column(f"Against {other}", "+.2f", paper), None if found is None else 100 * found.difference),
-        (Column(f"Against {other}, 95 %", "+.2f", paper), None if found is None else percents(found.interval)),
+        (Column(f"Against {other}", "+.2f", paper), None if comparison is None else 100 * comparison.difference),
+        (
+            Column(f"Against {other}, 95 %", "+.2f", paper),
+            None if comparison is None else percents(comparison.interval),
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pages with charts and tables, whatever they show; nothing here knows speech."""
+"""Pages with charts and tables; nothing here is specific to speech."""
 
 from ssvd.reports.html.charts import Chart, Point, Series, Style, View, styles
 from ssvd.reports.html.tables import Column, Interval, Table, Value, shown, to_csv, to_html, to_latex

@@ -1,4 +1,4 @@
-"""Charts without a plotting library: pages and figures draw the same ones."""
+"""Charts, independent of the library that draws them: pages and figures show the same ones."""
 
 import zlib
 from collections.abc import Iterable, Mapping
@@ -9,16 +9,25 @@ from ssvd.reports.html.tables import Column, Interval, Table, Value
 
 @dataclass(frozen=True)
 class Style:
-    """How series are drawn everywhere: a colour on light and on dark ground, and a marker, which bars hatch."""
+    """How the series of a method are drawn.
+
+    Attributes:
+        light: Colour on a light background.
+        dark: Colour on a dark background.
+        marker: Name of the marker in Plotly.
+        matplotlib: Name of the marker in Matplotlib.
+        hatch: Pattern of bars, the same in both.
+    """
 
     light: str
     dark: str
-    marker: str  # Plotly's name
+    marker: str
     matplotlib: str
-    hatch: str  # the same for both
+    hatch: str
 
 
-# Told apart by people who see no red or no green, as by their lightness; ink and grey are the grounds' own.
+# They differ in lightness, so that people who see no red or no green can distinguish them. Ink and grey are for text
+# and for references.
 COLOURS = {
     "blue": ("#0068b5", "#5cb0f5"),
     "vermilion": ("#c84c00", "#ff8c4a"),
@@ -44,7 +53,12 @@ MARKERS = {
 
 
 def styles(names: Iterable[str], known: Mapping[str, tuple[str, str]] = {}) -> dict[str, Style]:
-    """The style of each name, no two alike: the colour and marker that are `known`, else free ones by the name."""
+    """Return the style of each name, no two alike.
+
+    Args:
+        names: Names of methods or corpora.
+        known: Colour and marker of some names; the others get free ones that depend on the name.
+    """
     free = [
         (colour, marker)
         for marker in MARKERS
@@ -53,7 +67,7 @@ def styles(names: Iterable[str], known: Mapping[str, tuple[str, str]] = {}) -> d
     ]
     chosen = {}
     for name in sorted(set(names)):
-        # When all are given out, series begin to look alike.
+        # Once all styles are taken, the last one is used again.
         colour, marker = known.get(name) or free[zlib.crc32(name.encode()) % len(free)]
         if name not in known and len(free) > 1:
             free.remove((colour, marker))
@@ -63,7 +77,16 @@ def styles(names: Iterable[str], known: Mapping[str, tuple[str, str]] = {}) -> d
 
 @dataclass(frozen=True)
 class Point:
-    """A mark: where, its 95 % intervals, and what is said of it, in lines."""
+    """A mark of a series.
+
+    Attributes:
+        x: Number or category.
+        y: Number.
+        y_interval: 95 % interval of `y`.
+        x_interval: 95 % interval of `x`.
+        name: What the mark stands for.
+        lines: What is shown when it is pointed at.
+    """
 
     x: float | str
     y: float
@@ -75,7 +98,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one thing, joined by a line or not; `method` is the key of its style."""
+    """Points that belong together.
+
+    Attributes:
+        name: Name in the legend.
+        method: Key of the style.
+        points: The points.
+        line: Whether a line joins them.
+    """
 
     name: str
     method: str
@@ -85,10 +115,20 @@ class Series:
 
 @dataclass(frozen=True)
 class View:
-    """One pair of axes: numbers across, on a log scale or not, or categories in their order, as bars or not.
+    """What one pair of axes shows.
 
-    `level` is a horizontal line with a name, such as the frozen model's error rate, and `front` a Pareto front, from
-    left to right. `names` says what the points are named by.
+    Attributes:
+        label: Name of the view among those of a chart.
+        x_title: Title of the x axis.
+        y_title: Title of the y axis.
+        series: The series.
+        log: Whether the x axis is logarithmic.
+        categories: Categories of the x axis in their order; empty for numbers.
+        bars: Whether the series are drawn as bars.
+        level: Height of a horizontal line, such as the frozen model's error rate.
+        level_name: Name of that line.
+        names: What the names of the points are, such as "Method".
+        front: Pareto front, from left to right.
     """
 
     label: str
@@ -105,7 +145,7 @@ class View:
 
     @property
     def level_fits(self) -> bool:
-        """Whether the level can be drawn without squeezing what the series show."""
+        """Whether the level can be drawn without squeezing the series."""
         if self.level is None:
             return False
         points = [point for series in self.series for point in series.points]
@@ -114,7 +154,7 @@ class View:
         return self.bars or low - (high - low) <= self.level <= high + (high - low)
 
     def table(self) -> Table:
-        """The numbers behind it."""
+        """Return the numbers as a table."""
         points = [point for series in self.series for point in series.points]
         spec = ",d" if all(isinstance(point.x, int) for point in points) else ",.6g"
         columns = [Column(self.names), Column(self.x_title, spec), Column(self.y_title)]
@@ -131,7 +171,14 @@ class View:
 
 @dataclass(frozen=True)
 class Chart:
-    """Views of the same thing, of which a reader chooses one."""
+    """Views of the same figures, of which the reader chooses one.
+
+    Attributes:
+        name: Name in file names.
+        title: Title above it.
+        note: How to read it.
+        views: The views; the first is shown first.
+    """
 
     name: str
     title: str

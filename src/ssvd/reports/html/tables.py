@@ -1,4 +1,4 @@
-"""Tables, as text for pages (HTML), for programs (CSV) and for papers (LaTeX)."""
+"""Tables as HTML, CSV and LaTeX."""
 
 import csv
 import io
@@ -12,7 +12,13 @@ Value = str | float | int | Interval | None
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its head, how its numbers are written, and whether it goes to print."""
+    """A column of a table.
+
+    Attributes:
+        head: Its heading.
+        spec: Format specification of its numbers.
+        paper: Whether it is part of LaTeX tables.
+    """
 
     head: str
     spec: str = ".2f"
@@ -21,14 +27,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, and rows with a value for each; None is empty, a pair of numbers an interval."""
+    """Columns, and rows with a value for each column: None is an empty cell, a pair of numbers an interval."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Value, ...], ...]
 
 
 def to_html(table: Table, name: str) -> str:
-    """A table that the page's script sorts, in a box that scrolls by itself, and its downloads, named `name`."""
+    """Return a table that can be sorted and scrolled, and links that download it as CSV and LaTeX, as HTML.
+
+    Args:
+        table: The table.
+        name: Name of the downloaded files, without ending.
+    """
     heads = "".join(f'<th scope="col"><button type="button">{escape(c.head)}</button></th>' for c in table.columns)
     rows = "".join(
         "<tr>" + "".join(_html_cell(v, c) for v, c in zip(row, table.columns, strict=True)) + "</tr>"
@@ -43,7 +54,7 @@ def to_html(table: Table, name: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Comma-separated values with a head; numbers unrounded, an interval as two columns."""
+    """Return a table as CSV: numbers are not rounded, and an interval takes two columns."""
     columns = list(zip(*table.rows, strict=True)) or [()] * len(table.columns)
     intervals = [any(isinstance(value, tuple) for value in column) for column in columns]
     heads: list[str] = []
@@ -64,7 +75,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A tabular for the package booktabs, of the columns that go to print."""
+    """Return the columns of a table that are for papers as a tabular of the LaTeX package booktabs."""
     printed = [index for index, column in enumerate(table.columns) if column.paper]
     kinds = "".join("l" if all(isinstance(row[i], str | None) for row in table.rows) else "r" for i in printed)
     lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule"]
@@ -75,7 +86,7 @@ def to_latex(table: Table) -> str:
 
 
 def shown(value: Value, spec: str) -> str:
-    """A value as people read it."""
+    """Return a value as text for people."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -99,7 +110,7 @@ def _html_cell(value: Value, column: Column) -> str:
 
 
 def _download(label: str, file: str, text: str) -> str:
-    # A data address and no script: it also works where scripts are off.
+    # A data URL needs no script.
     kind = "text/csv" if file.endswith(".csv") else "text/x-tex"
     return f'<a class="button" download="{escape(file)}" href="data:{kind};charset=utf-8,{quote(text)}">{label}</a>'
 

@@ -1,4 +1,4 @@
-"""Pages that open from disk: one HTML file of about 5 MB, which asks no network for anything."""
+"""Write pages that a browser opens from disk: one HTML file of about 5 MB, which needs no network."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from ssvd.reports.html.tables import to_html
 
 
 def html_page(title: str, body: Iterable[str], charts: Sequence[Chart], styles: Mapping[str, Style]) -> str:
-    """The page as HTML.
+    """Return a page as HTML.
 
     Args:
-        title: As text.
-        body: Pieces of HTML, among them a `chart_section` for each chart.
-        charts: By the numbers of their sections.
-        styles: Of the series, by their method.
+        title: Title as plain text.
+        body: Pieces of HTML, with a `chart_section` for each chart.
+        charts: The charts, in the order of the indices of their sections.
+        styles: Style of each method.
     """
     data = {
         "charts": [{"name": chart.name, "views": [_view(view) for view in chart.views]} for chart in charts],
@@ -42,7 +42,13 @@ def html_page(title: str, body: Iterable[str], charts: Sequence[Chart], styles: 
 
 
 def chart_section(index: int, chart: Chart, name: Sequence[str]) -> str:
-    """HTML of the chart with this number on the page: its views, and their numbers, whose downloads bear `name`."""
+    """Return the HTML of a chart: its views and the numbers behind them.
+
+    Args:
+        index: Number of the chart on the page, from 0.
+        chart: The chart.
+        name: First parts of the names of its downloads.
+    """
     buttons = "".join(
         f'<button type="button" data-chart="{index}" data-view="{n}" aria-pressed="{str(n == 0).lower()}">'
         f"{escape(view.label)}</button>"
@@ -63,14 +69,17 @@ def chart_section(index: int, chart: Chart, name: Sequence[str]) -> str:
 
 
 def _view(view: View) -> dict[str, Any]:
-    def point(one: Point) -> dict[str, Any]:
-        lines = one.lines or (str(one.x), f"{one.y:.2f}")
-        return {**asdict(one), "text": _Markup("<br>".join(map(_plain, (one.name, *lines))))}
+    """Return a view as data for the page's script."""
 
-    def series(one: Series) -> dict[str, Any]:
-        return {**asdict(one), "points": [point(p) for p in one.points]}
+    def point_data(point: Point) -> dict[str, Any]:
+        lines = point.lines or (str(point.x), f"{point.y:.2f}")
+        return {**asdict(point), "text": _Markup("<br>".join(map(_plain, (point.name, *lines))))}
 
-    return {**asdict(view), "level_fits": view.level_fits, "series": [series(one) for one in view.series]}
+    def series_data(series: Series) -> dict[str, Any]:
+        return {**asdict(series), "points": [point_data(point) for point in series.points]}
+
+    series = [series_data(series) for series in view.series]
+    return {**asdict(view), "level_fits": view.level_fits, "series": series}
 
 
 class _Markup(str):
@@ -78,7 +87,7 @@ class _Markup(str):
 
 
 def _escaped(value: Any) -> Any:
-    """Data for Plotly, which reads every string as HTML."""
+    """Return data with its strings escaped for Plotly, which reads each as HTML."""
     if isinstance(value, dict):
         return {_escaped(name): _escaped(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -87,16 +96,16 @@ def _escaped(value: Any) -> Any:
 
 
 def _plain(text: str) -> str:
-    # A pair of "$" makes a formula of a text for Plotly.
+    # Plotly reads text between two "$" as a formula.
     return escape(text).replace("$", "&#36;")
 
 
 def bullets(sentences: Iterable[str]) -> str:
-    """HTML of a list of sentences."""
+    """Return a list of sentences as HTML."""
     items = (escape(sentence).replace(" %", "&nbsp;%") for sentence in sentences)
     return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
 
 
 def file_name(*parts: str) -> str:
-    """A name for a file, made of words, figures, dots and hyphens."""
+    """Return a file name of letters, digits, dots and hyphens."""
     return re.sub(r"[^\w.]+", "-", "-".join(parts)).strip("-.").lower() or "page"
