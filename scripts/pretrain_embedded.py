@@ -1,6 +1,6 @@
-"""Pretrain the embedded recogniser (src/ssvd/embedded) on synthetic adult speech, from nothing.
+"""Pretrain the embedded recogniser (src/ssvd/demo/embedded) on synthetic adult speech, from random weights.
 
-    python scripts/pretrain_embedded.py --out src/ssvd/embedded
+    python scripts/pretrain_embedded.py --out src/ssvd/demo/embedded
 
 A Whisper of 3.2 M parameters with a byte vocabulary and a window of 4 s, trained with cross-entropy and, on a
 throw-away head of the encoder, CTC: without it the decoder's attention is slow to align. Seven tenths of the steps
@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from ssvd.demo.synthetic import SAMPLING_RATE, utterances
+from ssvd.demo.synthetic import KINDS, SAMPLING_RATE, Kind, utterances
 
 WINDOW = 4  # seconds
 FRAMES = WINDOW * 100  # log-mel frames; the encoder halves them
@@ -40,7 +40,7 @@ CTC_WEIGHT = 0.4
 
 
 def byte_processor() -> WhisperProcessor:
-    """Whisper's byte-level tokenizer without merges, and its feature extractor with a window of 4 s."""
+    """Return Whisper's byte-level tokenizer without merges, and its feature extractor with a window of 4 s."""
     vocabulary = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
     special = {"<|endoftext|>": END, "<|startoftranscript|>": START, "<|notimestamps|>": NO_TIMESTAMPS}
     tokenizer = WhisperTokenizer(vocab=vocabulary | special, merges=[])
@@ -49,6 +49,7 @@ def byte_processor() -> WhisperProcessor:
 
 
 def new_model() -> WhisperForConditionalGeneration:
+    """Return the network with random weights."""
     config = WhisperConfig(
         vocab_size=NO_TIMESTAMPS + 1,
         d_model=192,
@@ -76,7 +77,7 @@ def new_model() -> WhisperForConditionalGeneration:
 
 
 def set_window(model: WhisperForConditionalGeneration, positions: torch.Tensor) -> None:
-    """Let the encoder take as many positions as given (positions, d_model)."""
+    """Give the encoder these position embeddings (positions, d_model), and so the length of its window."""
     model.model.encoder.embed_positions = nn.Embedding.from_pretrained(positions)
     model.config.max_source_positions = len(positions)
 
@@ -84,7 +85,7 @@ def set_window(model: WhisperForConditionalGeneration, positions: torch.Tensor) 
 class Features:
     """Log-mel features (fp16, in a memory map) and byte labels of synthetic utterances."""
 
-    def __init__(self, folder: Path, kind: str, count: int, speakers: int, seed: int) -> None:
+    def __init__(self, folder: Path, kind: Kind, count: int, speakers: int, seed: int) -> None:
         path = folder / f"{kind}-{count}-{speakers}-{seed}.npy"
         if not path.exists():
             self._write(path, kind, count, speakers, seed)
@@ -92,7 +93,7 @@ class Features:
         self.frames, self.texts = json.loads(path.with_suffix(".json").read_text())
 
     @staticmethod
-    def _write(path: Path, kind: str, count: int, speakers: int, seed: int) -> None:
+    def _write(path: Path, kind: Kind, count: int, speakers: int, seed: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         extract = WhisperFeatureExtractor(chunk_length=WINDOW)
         partial = path.with_suffix(".partial")
@@ -107,13 +108,13 @@ class Features:
         partial.rename(path)
 
     def labels(self, rows: np.ndarray) -> torch.Tensor:
-        """Byte labels with prompt and end (rows, length), -100 where padded."""
+        """Return byte labels with prompt and end: (rows, length), -100 where padded."""
         coded = [torch.tensor([START, NO_TIMESTAMPS, *self.texts[row].encode(), END]) for row in rows]
         return nn.utils.rnn.pad_sequence(coded, batch_first=True, padding_value=-100)
 
 
 def batches(data: Features, batch: int, rng: np.random.Generator, alike: bool) -> Iterator[tuple[np.ndarray, int]]:
-    """Endless rows and frames of batches: of like length, cut to the longest, or whole windows of any."""
+    """Yield rows and frames of batches without end: of similar length cut to the longest, or of any length uncut."""
     lengths = np.array(data.frames)
     while True:
         order = rng.permutation(len(lengths))
@@ -127,7 +128,7 @@ def batches(data: Features, batch: int, rng: np.random.Generator, alike: bool) -
 
 
 def mask(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """One band of at most 12 mels and one stretch of at most 20 frames, in each utterance, set to the mean."""
+    """Set a band of at most 12 mels and a stretch of at most 20 frames of each utterance to its mean."""
     for row in mel:
         height, width = rng.integers(0, 13), rng.integers(0, 21)
         low, left = rng.integers(0, mel.shape[1] - height), rng.integers(0, mel.shape[2] - width)
@@ -138,6 +139,7 @@ def mask(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def word_error_rate(model: WhisperForConditionalGeneration, data: Features) -> float:
+    """Return the WER of greedy decoding."""
     model.eval()
     hypotheses = []
     for start in range(0, len(data.texts), 50):
@@ -150,7 +152,7 @@ def word_error_rate(model: WhisperForConditionalGeneration, data: Features) -> f
 
 
 def main(
-    out: Path = Path("src/ssvd/embedded"),
+    out: Path = Path("src/ssvd/demo/embedded"),
     work: Path = Path("runs/pretrain"),
     steps: int = 6000,
     batch: int = 24,
@@ -159,13 +161,13 @@ def main(
     threads: int = 1,
     device: str = "cpu",
 ) -> None:
-    """Make the speech, train in bf16 autocast, and write the checkpoint (fp16) and what it cost."""
+    """Make the speech, train in bf16 autocast, and write the checkpoint (fp16) and a record of the training."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     started = time.monotonic()
     data = Features(work, "adult", count, speakers=400, seed=1)
-    held_out = {kind: Features(work, kind, 300, speakers=30, seed=99) for kind in ("adult", "child", "accent")}
+    held_out = {kind: Features(work, kind, 300, speakers=30, seed=99) for kind in KINDS}
     print(f"speech made in {time.monotonic() - started:.0f} s", flush=True)
 
     model = new_model().to(device)

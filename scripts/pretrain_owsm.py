@@ -1,4 +1,4 @@
-"""Pretrain a small model of OWSM's kind (E-Branchformer, Transformer, CTC) on synthetic adult speech, from nothing.
+"""Pretrain a small model like OWSM (E-Branchformer, Transformer, CTC) on synthetic adult speech, from random weights.
 
     python scripts/pretrain_owsm.py runs/owsm-small
 
@@ -69,14 +69,14 @@ def _task(ctc: bool) -> Any:
 
 
 def new_model(config: dict[str, Any]) -> torch.nn.Module:
-    """The network of a config, at random."""
+    """Return the network of a config with random weights."""
     return _task("promptencoder" in config).build_model(argparse.Namespace(**config))
 
 
 def config_of(
     tokens: list[str], dim: int, blocks: tuple[int, int], ctc: bool = False, heads: int | None = None
 ) -> dict[str, Any]:
-    """The config of OWSM v3.1 at another size: dim and blocks of encoder and decoder; of OWSM-CTC with `ctc`."""
+    """Return the config of OWSM v3.1, or of OWSM-CTC, with this width and these blocks of encoder and decoder."""
     with patch.object(sys, "argv", sys.argv[:1]):  # which ESPnet would read too
         config = _task(ctc).get_default_config()
     heads = heads or max(1, dim // 48)

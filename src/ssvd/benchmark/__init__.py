@@ -1,1 +1,1 @@
-"""Comparing methods fairly: a grid of cells, each one JSON, and the page that shows them."""
+"""Fair comparisons of methods: grids, their cells, and the records of the results."""
