@@ -1,4 +1,4 @@
-"""One fine-tuning run: a pretrained recogniser, a corpus and a method give a run folder."""
+"""Fine-tune a pretrained recogniser on a corpus by one of the methods, into a run folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A base model and an adapter as one plain checkpoint."""
+"""Merge a base model and an adapter into one plain checkpoint."""
 
 from pathlib import Path
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Decay = Literal["linear", "cosine", "inverse-sqrt", "none"]
+
 
 class AdaptOptions(BaseModel):
     """Options of a fine-tuning run, as they stand in its `config.yaml`.
@@ -75,9 +77,7 @@ class AdaptOptions(BaseModel):
         None, gt=0, description="Peak learning rate; by default, one that suits the method."
     )
     warmup: float = Field(0.1, ge=0, le=1, description="Share of all updates in which the learning rate rises.")
-    decay: Literal["linear", "cosine", "inverse-sqrt", "none"] = Field(
-        "linear", description="Decay of the learning rate after the warm-up."
-    )
+    decay: Decay = Field("linear", description="Decay of the learning rate after the warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     clip: float = Field(5.0, gt=0, description="Maximum norm of the gradient.")
     label_smoothing: float | None = Field(

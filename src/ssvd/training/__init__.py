@@ -1,1 +1,1 @@
-"""What a training run is made of: batches, augmentation, audio that is read ahead, the run folder."""
+"""The components of a training run: options, data, batches, augmentation, module, trainer and run folder."""

@@ -12,7 +12,7 @@ from ssvd.errors import UserError
 from ssvd.methods import Budget, find_method
 from ssvd.scoring import normaliser
 from ssvd.training.augmentation import Augmentation
-from ssvd_options.adapt import AdaptOptions
+from ssvd_options import AdaptOptions
 
 # Options that change how fast a run is, and its results by rounding at most: a resumed run may change them.
 CHANGEABLE = {"workers", "prefetch", "device"}

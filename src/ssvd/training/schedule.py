@@ -1,9 +1,8 @@
 """The learning rate over the updates of a run."""
 
 import math
-from typing import Literal
 
-Decay = Literal["linear", "cosine", "inverse-sqrt", "none"]
+from ssvd_options.adapt import Decay
 
 
 def rate_factor(update: int, *, updates: int, warmup: float, decay: Decay) -> float:
