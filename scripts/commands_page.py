@@ -28,7 +28,7 @@ def page() -> str:
 
 def _commands(command: Any, name: str, parent: Any) -> Iterator[Any]:
     """Yield the context of a command, and of every command below it."""
-    context = command.context_class(command, info_name=name, parent=parent, terminal_width=200, max_content_width=200)
+    context = command.context_class(command, info_name=name, parent=parent, terminal_width=80, max_content_width=80)
     yield context
     for below in command.list_commands(context) if hasattr(command, "list_commands") else []:
         # A group may import a command only when it is called.
