@@ -29,6 +29,7 @@ from ssvd.benchmark.archive import pack, unpack
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
 from ssvd.files import whole_file, write_json_lines, write_whole
+from ssvd.scoring import Unit
 
 SCHEMA = 1
 
@@ -53,7 +54,7 @@ class TestScore(_Record):
     insertions: int
     cer: float | None
     speakers: int | None
-    resampled: str
+    resampled: Unit
     empty_references: int
     groups: dict[str, dict[str, "TestScore"]] = {}
 
