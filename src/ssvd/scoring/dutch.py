@@ -1,6 +1,6 @@
 """A normaliser of Dutch text for scoring. There is no customary one; these rules are our own.
 
-1. Unicode NFKC, lower case. The acute accent is removed: it marks stress, which writers may or may not show (één, vóór).
+1. Unicode NFKC, lower case. The acute accent is removed: it marks stress, which writers show or not (één, vóór).
    Other accents belong to the spelling and stay (hè, coëfficiënt, crème).
 2. Text in < >, [ ] or ( ) is removed.
 3. Numbers in digits become words as the Dutch spelling rules (Taalunie) write them: one word up to duizend, a blank
