@@ -38,11 +38,6 @@ def _is_user_error(error: Exception) -> bool:
 
 def _missing_package(error: ModuleNotFoundError) -> str | None:
     package = (error.name or "").partition(".")[0]
-    if package in ("espnet", "espnet2"):
-        return (
-            "This needs ESPnet, which is not installed: run pip install 'ssvd[espnet]' and "
-            "pip install --no-deps espnet==202511."
-        )
     if package not in EXTRA_OF:
         return None
     return f"This needs the package {package}, which is not installed: run pip install 'ssvd[{EXTRA_OF[package]}]'."
