@@ -1,12 +1,57 @@
 """SSVD: structured SVD fine-tuning of speech recognisers (arXiv 2509.02830).
 
 Importing this package registers SSVD and SVFT with Hugging Face PEFT, for `get_peft_model` and for loading adapters.
+The functions below that read corpora, load models and score texts are imported when they are used; they need the
+extra `ssvd[speech]`. What the command line does is in modules, whose functions have the same names:
+
+    from ssvd.adapt import AdaptOptions, adapt
+    from ssvd.evaluate import evaluate
+    from ssvd.transcribe import transcribe_files
+    from ssvd.merge import merge
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
+from ssvd.errors import UserError
 from ssvd.tuners import SSVDConfig, SSVDModel, SVFTConfig, SVFTModel
+
+if TYPE_CHECKING:
+    from ssvd.corpora.corpus import read_corpus
+    from ssvd.recognisers.loading import load_model
+    from ssvd.scoring import compare, normaliser, score
 
 __version__ = version("ssvd")
 
-__all__ = ["SSVDConfig", "SSVDModel", "SVFTConfig", "SVFTModel", "__version__"]
+__all__ = [
+    "SSVDConfig",
+    "SSVDModel",
+    "SVFTConfig",
+    "SVFTModel",
+    "UserError",
+    "__version__",
+    "compare",
+    "load_model",
+    "normaliser",
+    "read_corpus",
+    "score",
+]
+
+_MODULES = {
+    "compare": "ssvd.scoring",
+    "load_model": "ssvd.recognisers.loading",
+    "normaliser": "ssvd.scoring",
+    "read_corpus": "ssvd.corpora.corpus",
+    "score": "ssvd.scoring",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
