@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssvd.benchmark.records import Failure, Hypothesis, read_study, record_path, store_study, write_hypotheses
+from ssvd.benchmark.records import (
+    Failure,
+    Hypothesis,
+    read_study,
+    record_path,
+    restore_study,
+    store_study,
+    write_hypotheses,
+)
 from ssvd.errors import UserError
 from ssvd.reports.changed_utterances import most_changed
 from ssvd.reports.charts import METHODS, charts
@@ -255,6 +263,16 @@ def test_a_stored_study_gives_the_same_report_and_the_same_bytes(results, stored
     for source in (stored.parent / "copy", stored):  # a stored study can be stored again
         store_study(source, again)
         assert {path.name: path.read_bytes() for path in again.iterdir()} == before | {"notes.md": b""}
+
+
+def test_a_restored_study_is_a_folder_of_the_benchmark_with_the_same_records(stored, tmp_path):
+    restore_study(stored, tmp_path / "restored")
+    assert {path.name for path in (tmp_path / "restored").iterdir()} >= {"grid.yaml", "cells", "trials", "hypotheses"}
+    before, after = read_study(stored), read_study(tmp_path / "restored")
+    assert (after.results, after.trials, after.failures) == (before.results, before.trials, before.failures)
+    assert after.texts == before.texts and not after.skipped
+    with pytest.raises(UserError, match="is not empty"):
+        restore_study(stored, tmp_path / "restored")
 
 
 @pytest.mark.parametrize(

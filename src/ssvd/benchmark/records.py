@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ssvd.benchmark.archive import pack, unpack
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
-from ssvd.files import whole_file, write_json_lines, write_whole
+from ssvd.files import whole_file, write_json, write_json_lines, write_whole
 from ssvd.scoring import Unit
 
 SCHEMA = 1
@@ -247,6 +247,28 @@ def store_study(folder: Path, target: Path) -> None:
     with whole_file(target / HYPOTHESES) as file:
         file.write(archive)
     write_json_lines(target / RECORDS, [heading, *rows])
+
+
+def restore_study(stored: Path, folder: Path) -> None:
+    """Write a stored study as a folder of `ssvd benchmark`, which goes on from it.
+
+    Args:
+        stored: Folder of a stored study.
+        folder: Folder to write to, which must be new or empty.
+
+    Raises:
+        UserError: The stored study is damaged, or the folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: give a new folder.")
+    study = read_study(stored)
+    for record in (*study.results, *study.trials, *study.failures):
+        path = record_path(folder, type(record), record.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record.model_dump())
+    for (name, corpus), hypotheses in study.texts.items():
+        write_hypotheses(folder, name, corpus, hypotheses)
+    write_whole(folder / GRID, (stored / GRID).read_text(encoding="utf-8"))
 
 
 def _read_stored(folder: Path) -> StudyRecords:
