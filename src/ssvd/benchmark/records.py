@@ -262,7 +262,8 @@ def restore_study(stored: Path, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: give a new folder.")
     study = read_study(stored)
-    for record in (*study.results, *study.trials, *study.failures):
+    records: list[Trial | Failure] = [*study.results, *study.trials, *study.failures]
+    for record in records:
         path = record_path(folder, type(record), record.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record.model_dump())
