@@ -153,7 +153,6 @@ def test_each_missing_extra_is_named(tmp_path):
     for absent, arguments, extra in (
         ("datasets", ["data", "stats", "hf:some/data?split=train"], "ssvd[hf]"),
         ("ray", ["benchmark", "main", "--small", "--ray", "local", "--out", tmp_path / "ray"], "ssvd[ray]"),
-        ("espeakng_loader", ["demo", "--out", tmp_path / "demo"], "ssvd[demo]"),
     ):
         process, _ = run(*arguments, absent=[absent])
         assert process.returncode == 2 and f"pip install '{extra}'" in process.stderr, process.stderr

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ssvd_cli.errors import CommandError
 from ssvd_cli.model_options import given_options, with_options_of
-from ssvd_cli.terminal import Bars, console, errors, quiet_lightning
+from ssvd_cli.terminal import Bars, console, errors, prepare_for_training
 from ssvd_options.adapt import AdaptOptions
 
 
@@ -58,7 +58,7 @@ def adapt(
     elif config is not None:
         given, source = _read_options(config) | given, f"{config}: "
     checked = checked_options(given, source)
-    quiet_lightning()
+    prepare_for_training()
     with Bars(errors) as progress:
         try:
             result = fine_tune(checked, out, resume=resume, progress=progress)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ssvd_cli.errors import CommandError
 from ssvd_cli.options import Device
-from ssvd_cli.terminal import Bars, console, quiet_lightning
+from ssvd_cli.terminal import Bars, console, prepare_for_training
 
 
 def benchmark(
@@ -59,7 +59,7 @@ def benchmark(
     from ssvd.benchmark.grid import read_grid
     from ssvd.benchmark.scheduler import run_benchmark
 
-    quiet_lightning()
+    prepare_for_training()
     read = read_grid(file, small=small)
     execute = None
     if ray is not None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ssvd_cli.terminal import Bars, console, quiet_lightning
+from ssvd_cli.terminal import Bars, console, prepare_for_training
 
 
 def demo(
@@ -18,6 +18,6 @@ def demo(
     """
     from ssvd.demo.demonstration import run_demo
 
-    quiet_lightning()
+    prepare_for_training()
     with Bars(console) as progress:
         run_demo(out, seed, progress)

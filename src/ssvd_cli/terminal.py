@@ -91,10 +91,13 @@ class Bars:
             self._bars.remove_task(self._tasks.pop(stage))
 
 
-def quiet_lightning() -> None:
-    """Leave out what Lightning says that a user of the command line cannot act on."""
+def prepare_for_training() -> None:
+    """Set up this process for training: no messages of Lightning, and on a CPU memory that is kept once freed."""
     from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
+    from ssvd.hardware import keep_freed_memory
+
+    keep_freed_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*lr_scheduler.step.*|Checkpoint directory.*")
