@@ -11,13 +11,13 @@ from ssvd.spectral import (
     ROTATIONS,
     SIDES,
     Basis,
+    Rotation,
     checksum,
     core_change,
     core_inverse,
     orthogonality_error,
     pattern_positions,
     pattern_size,
-    rotation_size,
     solve_rotations,
     sparse_change,
     step,
@@ -36,7 +36,7 @@ def draw_layer(m, n, k, rotation, seed, dtype=torch.float64):
     """A weight, its basis, and random theta and s (None where a rotation has no theta)."""
     torch.manual_seed(seed)
     W = torch.randn(m, n, dtype=dtype)
-    size = rotation_size(k, rotation)
+    size = Rotation(rotation).size(k)
     theta = torch.randn(size, dtype=dtype, requires_grad=True) if size else None
     s = torch.randn(k, dtype=dtype, requires_grad=True)
     return W, Basis.of(W, k), theta, s
@@ -213,28 +213,30 @@ def test_random_patterns_are_the_same_everywhere_and_another_for_each_seed():
 @settings(max_examples=60, deadline=None)
 def test_the_core_is_that_of_the_paper(k, rotation, seed):
     _, basis, theta, s = draw_layer(k, k, k, rotation, seed)
-    C = torch.diag(basis.S) + core_change(basis.S, theta, s, rotation)
+    C = torch.diag(basis.S) + core_change(basis.S, theta, s, Rotation(rotation))
     assert torch.allclose(C, reference_core(basis.S, theta, s, rotation))
-    assert torch.equal(core_change(basis.S, theta * 0 if theta is not None else None, s * 0, rotation), C * 0)
+    assert torch.equal(core_change(basis.S, theta * 0 if theta is not None else None, s * 0, Rotation(rotation)), C * 0)
 
 
 @given(k=st.integers(2, 40), seed=seeds)
 @settings(max_examples=30, deadline=None)
 def test_the_strict_form_is_a_rotation_and_the_approximate_one_only_stretches(k, seed):
     torch.manual_seed(seed)
-    theta = torch.randn(rotation_size(k, "strict"))
-    G = torch.eye(k) + core_change(torch.ones(k), theta, None, "strict")
+    theta = torch.randn(Rotation("strict").size(k))
+    G = torch.eye(k) + core_change(torch.ones(k), theta, None, Rotation("strict"))
     assert torch.allclose(G.mT @ G, torch.eye(k), atol=1e-5)
-    assert orthogonality_error(theta, k, "strict") < 1e-5
-    K = (torch.eye(k) - (torch.eye(k) + core_change(torch.ones(k), theta, None, "approx"))) / 2
+    assert orthogonality_error(theta, k, Rotation("strict")) < 1e-5
+    K = (torch.eye(k) - (torch.eye(k) + core_change(torch.ones(k), theta, None, Rotation("approx")))) / 2
     assert torch.equal(K, -K.mT)
-    assert orthogonality_error(theta, k, "approx") == pytest.approx(4 * float(torch.linalg.norm(K, 2)) ** 2, rel=1e-4)
+    assert orthogonality_error(theta, k, Rotation("approx")) == pytest.approx(
+        4 * float(torch.linalg.norm(K, 2)) ** 2, rel=1e-4
+    )
 
 
 def test_counts():
-    assert [rotation_size(k, "approx") + k for k in (1, 2, 153, 409)] == [1, 3, 153 * 154 // 2, 409 * 410 // 2]
-    assert rotation_size(153, "strict") == rotation_size(153, "approx")
-    assert [rotation_size(k, "none") + k for k in (1, 2, 153)] == [1, 6, 153 * 153 + 153]
+    assert [Rotation("approx").size(k) + k for k in (1, 2, 153, 409)] == [1, 3, 153 * 154 // 2, 409 * 410 // 2]
+    assert Rotation("strict").size(153) == Rotation("approx").size(153)
+    assert [Rotation("none").size(k) + k for k in (1, 2, 153)] == [1, 6, 153 * 153 + 153]
 
 
 @given(k=sizes, rotation=rotations, seed=seeds)
@@ -242,13 +244,13 @@ def test_counts():
 def test_sides(k, rotation, seed):
     torch.manual_seed(seed)
     S, s = torch.rand(k, dtype=torch.float64), torch.randn(k, dtype=torch.float64)
-    size = rotation_size(k, rotation)
+    size = Rotation(rotation).size(k)
     theta = torch.randn(2, size, dtype=torch.float64) if size else [None, None]
 
     def core(theta, side, scale=s):
-        return torch.diag(S) + core_change(S, theta, scale, rotation, side)
+        return torch.diag(S) + core_change(S, theta, scale, Rotation(rotation, side))
 
-    assert rotation_size(k, rotation, "output") == size and rotation_size(k, rotation, "both") == 2 * size
+    assert Rotation(rotation, "output").size(k) == size and Rotation(rotation, "both").size(k) == 2 * size
     # The output form on W is the input form on its transpose, which is what the reference code does on wide layers.
     assert torch.allclose(core(theta[0], "output"), core(theta[0], "input").mT)
     unscaled = torch.diag(1 / (S + S * s)) @ core(theta[1], "input")  # G of the output side
@@ -262,12 +264,12 @@ def test_the_inverse_of_the_core(k, side, rotation, seed):
     torch.manual_seed(seed)
     S, s = 0.1 + torch.rand(k, dtype=torch.float64), torch.randn(k, dtype=torch.float64)
     s = torch.where((1 + s).abs() < 0.01, 0, s)
-    theta = 0.5 * torch.randn(rotation_size(k, rotation, side), dtype=torch.float64) if k > 1 else None
-    C = torch.diag(S) + core_change(S, theta, s, rotation, side)
-    inverse = core_inverse(S, theta, s, rotation, side)
+    theta = 0.5 * torch.randn(Rotation(rotation, side).size(k), dtype=torch.float64) if k > 1 else None
+    C = torch.diag(S) + core_change(S, theta, s, Rotation(rotation, side))
+    inverse = core_inverse(S, theta, s, Rotation(rotation, side))
     assert torch.allclose(C @ inverse, torch.eye(k, dtype=torch.float64), atol=1e-8)
     s[0] = -1
-    assert torch.isfinite(core_inverse(S, theta, s, rotation, side)).all()
+    assert torch.isfinite(core_inverse(S, theta, s, Rotation(rotation, side))).all()
 
 
 @given(k=st.integers(2, 12), sides=st.integers(1, 2), seed=seeds)
@@ -280,21 +282,23 @@ def test_rotations_that_were_solved_together(k, sides, seed):
     assert not together.requires_grad
 
     def change(i, solved):
-        return core_change(S, theta[i], None, "strict", side, solved)
+        return core_change(S, theta[i], None, Rotation("strict", side), solved)
 
     for i in range(5):
         assert torch.allclose(change(i, together[i]), change(i, None))
         wanted, got = (torch.autograd.grad(change(i, H).square().sum(), theta)[0] for H in (None, together[i]))
         assert torch.allclose(got, wanted)
-    assert torch.autograd.gradcheck(lambda theta: core_change(S, theta, None, "strict", side), theta[0])
+    assert torch.autograd.gradcheck(lambda theta: core_change(S, theta, None, Rotation("strict", side)), theta[0])
 
 
 def test_the_series_approaches_the_rotation():
     torch.manual_seed(0)
     theta = 0.2 * torch.randn(20 * 19 // 2)
-    approx, neumann, strict = (core_change(torch.ones(20), theta, None, r) for r in ("approx", "neumann", "strict"))
+    approx, neumann, strict = (
+        core_change(torch.ones(20), theta, None, Rotation(r)) for r in ("approx", "neumann", "strict")
+    )
     assert torch.linalg.norm(neumann - strict) < 0.1 * torch.linalg.norm(approx - strict)
-    errors = [orthogonality_error(theta, 20, rotation) for rotation in ("approx", "neumann", "strict")]
+    errors = [orthogonality_error(theta, 20, Rotation(rotation)) for rotation in ("approx", "neumann", "strict")]
     assert errors[0] > 10 * errors[1] > 10 * errors[2]
 
 
@@ -303,8 +307,8 @@ def test_cores_stay_in_float32_under_autocast():
     torch.manual_seed(0)
     S = torch.rand(6)
     for rotation in ROTATIONS:
-        theta, s = torch.randn(rotation_size(6, rotation, "both")), torch.randn(6)
-        arguments = S, theta, s, rotation, "both"
+        theta, s = torch.randn(Rotation(rotation, "both").size(6)), torch.randn(6)
+        arguments = S, theta, s, Rotation(rotation, "both")
         functions = [core_change] if rotation == "none" else [core_change, core_inverse]
         exact = [function(*arguments) for function in functions]
         with torch.autocast("cpu", torch.bfloat16):

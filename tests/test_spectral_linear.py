@@ -12,13 +12,13 @@ from ssvd.spectral import (
     SIDES,
     Basis,
     Plan,
+    Rotation,
     core_change,
     core_inverse,
     effective_weight,
     pattern_positions,
     pattern_size,
     plan,
-    rotation_size,
     sparse_change,
     spectral_linear,
 )
@@ -39,10 +39,10 @@ def layer(m, n, k, dtype=torch.float64):
 def rotated(basis, rotation, side, std=0.5):
     """The parameters of a core, away from the start, and the core's inverse where it has one."""
     k, dtype = basis.k, basis.S.dtype
-    size = rotation_size(k, rotation, side)
+    size = Rotation(rotation, side).size(k)
     theta = (std * torch.randn(size, dtype=dtype)).requires_grad_() if size else None
     s = (std * torch.rand(k, dtype=dtype)).requires_grad_()
-    inverse = None if rotation == "none" else core_inverse(basis.S, theta, s, rotation, side)
+    inverse = None if rotation == "none" else core_inverse(basis.S, theta, s, Rotation(rotation, side))
     return theta, s, inverse
 
 
@@ -71,7 +71,7 @@ def test_every_way_gives_the_reference_and_its_gradients(
     if isinstance(core, tuple):
         theta, s, inverse = rotated(basis, *core)
         trained = [s] if theta is None else [s, theta]
-        change = core_change(basis.S, theta, s, *core)
+        change = core_change(basis.S, theta, s, Rotation(*core))
     else:
         d, inverse = data.draw(st.integers(0, k)), None
         M = torch.randn(pattern_size(k, core, d), dtype=torch.float64, requires_grad=True)
@@ -113,7 +113,7 @@ def test_the_gradient_from_some_tokens_is_unbiased(way, keep_input):
             b,
             basis.U,
             basis.V,
-            core_change(basis.S, theta, s, "approx"),
+            core_change(basis.S, theta, s, Rotation("approx")),
             inverse=inverse,
             keep_input=keep_input,
             stride=stride,
@@ -162,7 +162,7 @@ def test_gradcheck(way):
     W.requires_grad_(way[1] == "weight gradient")
 
     def apply(x, W, bias, theta, s):
-        core = basis.S, theta, s, "strict", "both"
+        core = basis.S, theta, s, Rotation("strict", "both")
         inverse = core_inverse(*core)
         return spectral_linear(x, W, bias, basis.U, basis.V, core_change(*core), inverse=inverse, way=Plan(*way, {}))
 
@@ -190,7 +190,7 @@ def test_autocast_computes_in_its_dtype_and_keeps_float32_gradients(dtype, way):
     x, b = torch.randn(4, 10, 48, requires_grad=True), torch.randn(32)
 
     def run(way):
-        change = core_change(basis.S, theta, s, "strict")
+        change = core_change(basis.S, theta, s, Rotation("strict"))
         y = spectral_linear(x, W, b, basis.U, basis.V, change, inverse=inverse, way=way)
         return y, torch.autograd.grad(y.float().square().mean(), [x, theta, s])
 
@@ -216,13 +216,13 @@ def test_the_short_ways_are_as_exact_as_the_direct_one(shape, autocast):
 
     def error(way):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            change = core_change(basis.S, theta, s, "approx")
+            change = core_change(basis.S, theta, s, Rotation("approx"))
             inputs = x.clone().requires_grad_()
             y = spectral_linear(inputs, W, None, basis.U, basis.V, change, inverse=inverse, way=way)
         got = torch.cat(torch.autograd.grad(y, [theta, s], dy.to(y.dtype)))
         return float(torch.linalg.norm(got - exact) / torch.linalg.norm(exact))
 
-    change = core_change(basis.S.double(), theta, s, "approx")
+    change = core_change(basis.S.double(), theta, s, Rotation("approx"))
     plain = linear(x.double(), W.double() + basis.U.double() @ change @ basis.V.double().mT)
     exact = torch.cat(torch.autograd.grad(plain, [theta, s], dy.double()))
     direct = error(DIRECT)
@@ -241,7 +241,7 @@ def test_what_is_kept_of_the_tokens(way, keep_input, width):
     x = torch.randn(1000, 24, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        change = core_change(basis.S, theta, s, "approx")
+        change = core_change(basis.S, theta, s, Rotation("approx"))
         spectral_linear(x, W, None, basis.U, basis.V, change, keep_input=keep_input, way=Plan(*way, {}))
     tokens = [t for t in kept if len(t) == 1000]
     assert [t.shape for t in tokens] == [(1000, width)]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ssvd.errors import UserError
 from ssvd.methods.budget import Budget, Setting
-from ssvd.spectral import rotation_size
+from ssvd.spectral import Rotation
 from ssvd.tuners import portion_rank
 
 Shape = tuple[int, int]
@@ -21,6 +21,8 @@ Shape = tuple[int, int]
 Shapes = Mapping[str, Shape]
 """Shapes of linear layers by their names."""
 
+# The rotation of the paper, by which budgets in portions are counted.
+PAPER_ROTATION = Rotation()
 # How far a count may be from its budget: the block sizes of OFT are a third apart.
 TOLERANCE = 0.25
 
@@ -133,10 +135,10 @@ class Method:
         return budget.value
 
 
-def ssvd_parameters(shapes: Shapes, portion: float, rotation: str = "approx", rotate: str = "input") -> int:
+def ssvd_parameters(shapes: Shapes, portion: float, rotation: Rotation = PAPER_ROTATION) -> int:
     """Count what SSVD trains at a portion, by which other methods are measured too."""
     ranks = (portion_rank(portion, min(shape)) for shape in shapes.values())
-    return sum(k + rotation_size(k, rotation, rotate) for k in ranks)
+    return sum(k + rotation.size(k) for k in ranks)
 
 
 def _target(budget: Budget, shapes: Shapes, model_parameters: int) -> int:

@@ -11,7 +11,7 @@ from peft import LoraConfig, OFTConfig, PeftConfig, PsoftConfig, VeraConfig
 
 from ssvd.errors import UserError
 from ssvd.methods.method import Method, Shape, Shapes, Trained, ssvd_parameters
-from ssvd.spectral import pattern_size, step_products
+from ssvd.spectral import Form, Rotation, Side, pattern_size, step_products
 from ssvd.tuners import SSVDConfig, SVFTConfig, portion_rank
 
 
@@ -37,23 +37,21 @@ def _ranks(shapes: Shapes) -> range:
 # -- rows; each function makes one
 
 
-def _ssvd(
-    name: str,
-    rotation: Literal["approx", "neumann", "strict", "none"] = "approx",
-    rotate: Literal["input", "output", "both"] = "input",
-) -> Method:
+def _ssvd(name: str, form: Form = "approx", side: Side = "input") -> Method:
+    rotation = Rotation(form, side)
+
     def settings(shapes: Shapes) -> Sequence[float]:
         r = _largest_rank(shapes)
         return [k / r for k in range(1, r + 1)]
 
     def count(shapes: Shapes, portion: float) -> int:
-        return ssvd_parameters(shapes, portion, rotation, rotate)
+        return ssvd_parameters(shapes, portion, rotation)
 
     def config(shapes: Shapes, portion: float) -> PeftConfig:
-        return SSVDConfig(portion=portion, rotation=rotation, rotate=rotate, target_modules=list(shapes))
+        return SSVDConfig(portion=portion, rotation=form, rotate=side, target_modules=list(shapes))
 
     def products(shape: Shape, portion: float, tokens: int) -> int:
-        return step_products(tokens, *shape, portion_rank(portion, min(shape)), has_inverse=rotation != "none")
+        return step_products(tokens, *shape, portion_rank(portion, min(shape)), has_inverse=form != "none")
 
     # The paper's rates, 1e-4 to 1e-3 at k from 227 to 409, are for K itself; ssvd.spectral.rotation converts them.
     rates = (7e-4, 2e-3, 6e-3)
@@ -173,11 +171,11 @@ METHODS = {
     method.name: method
     for method in (
         _ssvd("ssvd"),
-        _ssvd("ssvd strict", rotation="strict"),
-        _ssvd("ssvd neumann", rotation="neumann"),
-        _ssvd("ssvd none", rotation="none"),
-        _ssvd("ssvd output", rotate="output"),
-        _ssvd("ssvd both", rotate="both"),
+        _ssvd("ssvd strict", form="strict"),
+        _ssvd("ssvd neumann", form="neumann"),
+        _ssvd("ssvd none", form="none"),
+        _ssvd("ssvd output", side="output"),
+        _ssvd("ssvd both", side="both"),
         # alpha = 2 r is common with PEFT, and the setting of SSVD's authors; PiSSA's own is alpha = r.
         _lora("lora", "2106.09685", (3e-4, 1e-3, 3e-3)),
         _lora("dora", "2402.09353", (1e-4, 3e-4, 1e-3), dora=True),

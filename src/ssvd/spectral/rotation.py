@@ -15,7 +15,9 @@ the relative change of the singular values, dS = S * s. A learning rate of the p
 for K itself, becomes `learning_rate / step(k)` here: the paper's 1e-4 is 2e-3 at k = 409.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,47 +25,62 @@ from torch.autograd.function import once_differentiable
 
 from ssvd.spectral.pattern import sparse_change
 
-ROTATIONS = ("approx", "neumann", "strict", "none")
-SIDES = ("input", "output", "both")
+Form = Literal["approx", "neumann", "strict", "none"]
+Side = Literal["input", "output", "both"]
+ROTATIONS: tuple[Form, ...] = get_args(Form)
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 def step(k: int) -> float:
-    """Unit of theta: how far a change of 1 in theta moves an entry of K (with rotation "none", of G)."""
+    """Return the unit of theta: how far a change of 1 in theta moves an entry of K (with the form "none", of G)."""
     return k**-0.5
 
 
-def rotation_size(k: int, rotation: str, side: str = "input") -> int:
-    """Number of entries of theta.
+@dataclass(frozen=True)
+class Rotation:
+    """What G is and which singular basis it turns.
 
-    A skew-symmetric K has k(k-1)/2; a free G, rotation "none", has k^2; side "both" has two of them. At k = 1 there is
-    nothing to rotate, and a free G would repeat the scale: every rotation has none then.
+    Attributes:
+        form: "approx", G = I - 2K; "strict", G = (I - K)(I + K)^-1, orthogonal; "neumann", the strict form with the
+            first four terms of the series for (I + K)^-1, of which "approx" has one; "none", G free.
+        side: "input", "output" or "both"; see the top of the module.
     """
-    if k == 1:
-        return 0
-    one = k * k if rotation == "none" else k * (k - 1) // 2
-    return 2 * one if side == "both" else one
+
+    form: Form = "approx"
+    side: Side = "input"
+
+    @property
+    def sides(self) -> int:
+        """Number of bases that are turned, each by a G of its own."""
+        return 2 if self.side == "both" else 1
+
+    def size(self, k: int) -> int:
+        """Return the number of entries of theta.
+
+        A skew-symmetric K has k(k-1)/2; a free G has k^2. At k = 1 there is nothing to rotate, and a free G would
+        repeat the scale: every form has none then.
+        """
+        if k == 1:
+            return 0
+        return self.sides * (k * k if self.form == "none" else k * (k - 1) // 2)
 
 
 def core_change(
     S: Tensor,
     theta: Tensor | None,
     s: Tensor | None,
-    rotation: str,
-    side: str = "input",
+    rotation: Rotation,
     solved: Tensor | None = None,
 ) -> Tensor:
-    """The change `C - S` of the core with a strict, approximate or free transformation, arXiv 2509.02830.
+    """Compute the change `C - S` of the core, arXiv 2509.02830.
 
     Args:
         S: Singular values, (k,).
-        theta: (rotation_size(k, rotation, side),), or None for G = I. It holds the entries of K below the diagonal, row
-            by row; with rotation "none" those of G - I; both divided by `step(k)`. For side "both", first those of the
-            input.
+        theta: (rotation.size(k),), or None for G = I. It holds the entries of K below the diagonal, row by row; with
+            the form "none" those of G - I; both divided by `step(k)`. For the side "both", those of the input first.
         s: Relative change of the singular values, (k,), or None for no change.
-        rotation: "approx", G = I - 2K; "strict", G = (I - K)(I + K)^-1, orthogonal; "neumann", the strict form with the
-            first four terms of the series for (I + K)^-1, of which "approx" has one; "none", G free.
-        side: "input", "output" or "both"; see the top of the module.
-        solved: With rotation "strict", what `solve_rotations` gives for theta, where it is at hand.
+        rotation: Form and side of G.
+        solved: What `solve_rotations` returned for theta, if it is at hand; for the form "strict" only.
 
     Returns:
         (k, k), in float32 (float64 where S is float64), differentiable in theta and s.
@@ -75,10 +92,10 @@ def core_change(
         return change
     scale = S + dS
     with torch.autocast(S.device.type, enabled=False):
-        H = _rotation_changes(theta.to(S.dtype), len(S), rotation, side, solved)
-        if side == "input":
+        H = _rotation_changes(theta.to(S.dtype), len(S), rotation, solved)
+        if rotation.side == "input":
             return change + scale[:, None] * H[0]
-        if side == "output":
+        if rotation.side == "output":
             return change + H[0].mT * scale
         turned = change + scale[:, None] * H[0]
         return turned + H[1].mT @ (torch.diag(S) + turned)
@@ -89,14 +106,13 @@ def core_inverse(
     S: Tensor,
     theta: Tensor | None,
     s: Tensor | None,
-    rotation: str,
-    side: str = "input",
+    rotation: Rotation,
     solved: Tensor | None = None,
 ) -> Tensor:
-    """C^-1, (k, k), for the arguments of `core_change`; not with rotation "none", whose G may be singular.
+    """Compute C^-1, (k, k), for the arguments of `core_change`; not for the form "none", whose G may be singular.
 
-    The other rotations never shorten a vector. A singular value that has been trained to less than a thousandth of what
-    it was counts as a thousandth, so that the inverse exists.
+    The other forms never shorten a vector. A singular value that was trained to less than a thousandth of its start
+    counts as a thousandth, so that the inverse exists.
     """
     S = S.to(torch.promote_types(S.dtype, torch.float32))
     ratio = torch.ones_like(S) if s is None else 1 + s.to(S.dtype)
@@ -104,28 +120,29 @@ def core_inverse(
     if theta is None:
         return torch.diag(1 / scale)
     with torch.autocast(S.device.type, enabled=False):
-        H = _rotation_changes(theta.to(S.dtype), len(S), rotation, side, solved)
+        H = _rotation_changes(theta.to(S.dtype), len(S), rotation, solved)
         G = H + torch.eye(len(S), dtype=S.dtype, device=S.device)
-        back = G.mT if rotation == "strict" else torch.linalg.inv(G)
-        if side == "input":
+        back = G.mT if rotation.form == "strict" else torch.linalg.inv(G)
+        if rotation.side == "input":
             return back[0] / scale
-        if side == "output":
+        if rotation.side == "output":
             return (back[0] / scale).mT
         return back[0] / scale @ back[1].mT
 
 
-def orthogonality_error(theta: Tensor, k: int, rotation: str, side: str = "input") -> float:
-    """How far G is from a rotation: the spectral norm of `G^T G - I`, 0 for an orthogonal G; of the worse of two sides.
+def orthogonality_error(theta: Tensor, k: int, rotation: Rotation) -> float:
+    """Measure how far G is from a rotation: the spectral norm of `G^T G - I`, of the worse of two sides.
 
-    The approximate form can only stretch: there it is 4 ||K||^2. Costs one symmetric eigenvalue problem of size k.
+    It is 0 for an orthogonal G, and 4 ||K||^2 for the approximate form, which can only stretch. Costs one symmetric
+    eigenvalue problem of size k.
     """
-    H = _rotation_changes(theta.detach().float(), k, rotation, side)
+    H = _rotation_changes(theta.detach().float(), k, rotation)
     return float(torch.linalg.eigvalsh(H + H.mT + H.mT @ H).abs().max())
 
 
 @torch.no_grad()
 def solve_rotations(theta: Tensor, k: int) -> Tensor:
-    """`G - I` of many strict rotations at once.
+    """Compute `G - I` of many strict rotations at once.
 
     Args:
         theta: (..., k(k-1)/2); see `core_change`.
@@ -136,25 +153,25 @@ def solve_rotations(theta: Tensor, k: int) -> Tensor:
     return _Cayley.solve(_skew(theta, k))
 
 
-def _rotation_changes(theta: Tensor, k: int, rotation: str, side: str, solved: Tensor | None = None) -> Tensor:
-    """`H = G - I` for each side, (1 or 2, k, k)."""
-    theta = theta.view(2 if side == "both" else 1, -1)
-    if rotation == "none":
+def _rotation_changes(theta: Tensor, k: int, rotation: Rotation, solved: Tensor | None = None) -> Tensor:
+    """Compute `H = G - I` for each side, (1 or 2, k, k)."""
+    theta = theta.view(rotation.sides, -1)
+    if rotation.form == "none":
         return theta.unflatten(-1, (k, k)) * step(k)
     K = _skew(theta, k)
-    if rotation == "strict":
+    if rotation.form == "strict":
         result: Tensor = _Cayley.apply(K, None if solved is None else solved.view_as(K))
         return result
     # (I - K)(I + K)^-1 - I = -2 (K - K^2 + K^3 - ...)
     series = K
-    for _ in range(0 if rotation == "approx" else 3):
+    for _ in range(0 if rotation.form == "approx" else 3):
         series = K - K @ series
     return -2 * series
 
 
 def _skew(theta: Tensor, k: int) -> Tensor:
-    """K, (..., k, k)."""
-    # The compiler folds the positions by itself, and warns of caches.
+    """Build K, (..., k, k)."""
+    # torch.compile folds the positions into the graph, and warns of caches.
     positions = (_below_diagonal.__wrapped__ if torch.compiler.is_compiling() else _below_diagonal)(k, theta.device)
     lower = sparse_change(positions, theta * step(k), k)
     return lower - lower.mT
@@ -184,7 +201,7 @@ class _Cayley(torch.autograd.Function):
 
 @lru_cache(maxsize=64)
 def _below_diagonal(k: int, device: torch.device) -> Tensor:
-    """Positions of the entries below the diagonal in a flattened (k, k) matrix."""
+    """Return the positions of the entries below the diagonal in a flattened (k, k) matrix."""
     with torch.inference_mode(False):  # an inference tensor in the cache would break the next training step
         row, column = torch.tril_indices(k, k, -1, device=device)
         return row * k + column

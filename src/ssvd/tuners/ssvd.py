@@ -16,10 +16,12 @@ from ssvd.spectral import (
     ROTATIONS,
     SIDES,
     SVD_METHODS,
+    Form,
+    Rotation,
+    Side,
     core_change,
     core_inverse,
     orthogonality_error,
-    rotation_size,
     solve_rotations,
 )
 from ssvd.tuners.config import SpectralConfig
@@ -69,14 +71,14 @@ class SSVDConfig(SpectralConfig):
         default_factory=dict,
         metadata={"help": "Portions of single layers, by name, end of name or regular expression."},
     )
-    rotation: Literal["approx", "neumann", "strict", "none"] = field(
+    rotation: Form = field(
         default="approx",
         metadata={
             "help": "Form of G: approx is I - 2K, strict the Cayley rotation of K, neumann a series for that, "
             "none a free matrix."
         },
     )
-    rotate: Literal["input", "output", "both"] = field(
+    rotate: Side = field(
         default="input", metadata={"help": "Which singular basis G turns: that of the input, of the output, or both."}
     )
     train_scale: bool = field(default=True, metadata={"help": "Whether the singular values are trained."})
@@ -120,25 +122,25 @@ class SSVDLinear(SpectralLayer):
 
     method = "ssvd"
     adapter_layer_names = ("ssvd_theta", "ssvd_s")
-    other_param_names = ("ssvd_basis", "rotation", "side", "svd", "token_stride", "_fits", "_solved")
+    other_param_names = ("ssvd_basis", "rotation", "svd", "token_stride", "_fits", "_solved")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
         self._solved: dict[str, Kept[Tensor]] = {}
         self.ssvd_theta = nn.ParameterDict()
         self.ssvd_s = nn.ParameterDict()
-        self.rotation: dict[str, str] = {}
-        self.side: dict[str, str] = {}
+        self.rotation: dict[str, Rotation] = {}
 
     def create_core(self, adapter_name: str, config: SSVDConfig, layer: str) -> None:
         k = config.rank_of(layer, self.out_features, self.in_features)
-        size = rotation_size(k, config.rotation, config.rotate)
+        rotation = Rotation(config.rotation, config.rotate)
+        size = rotation.size(k)
         if not size and not config.train_scale:
             raise ValueError(
                 f"The layer {layer} has nothing to train: with one singular triplet there is no rotation, "
                 "so set `train_scale=True`, or a larger `portion` or `rank`."
             )
-        self.rotation[adapter_name], self.side[adapter_name] = config.rotation, config.rotate
+        self.rotation[adapter_name] = rotation
         self.set_basis(adapter_name, config, k, config.svd, trained=size + k * config.train_scale)
         weight = self.get_base_layer().weight
         for part, count in ((self.ssvd_theta, size), (self.ssvd_s, k * config.train_scale)):
@@ -150,19 +152,19 @@ class SSVDLinear(SpectralLayer):
         return core_change(*self._core(adapter_name))
 
     def inverse(self, adapter_name: str) -> Callable[[], Tensor] | None:
-        return None if self.rotation[adapter_name] == "none" else lambda: core_inverse(*self._core(adapter_name))
+        return None if self.rotation[adapter_name].form == "none" else lambda: core_inverse(*self._core(adapter_name))
 
-    def _core(self, name: str) -> tuple[Tensor, Tensor | None, Tensor | None, str, str, Tensor | None]:
+    def _core(self, name: str) -> tuple[Tensor, Tensor | None, Tensor | None, Rotation, Tensor | None]:
         """The arguments of `core_change`."""
         S, theta, s = self.bases[name].S, self.ssvd_theta.get(name), self.ssvd_s.get(name)
-        return S, theta, s, self.rotation[name], self.side[name], self.solved(name)
+        return S, theta, s, self.rotation[name], self.solved(name)
 
     def solved(self, adapter_name: str) -> Tensor | None:
         """`solve_rotations` of an adapter with strict rotations, kept while its parameters stay the same.
 
         Where it has to be solved, it is together with all others of its size that have been used since they were.
         """
-        is_strict = self.rotation[adapter_name] == "strict" and adapter_name in self.ssvd_theta
+        is_strict = self.rotation[adapter_name].form == "strict" and adapter_name in self.ssvd_theta
         if not is_strict or torch.compiler.is_compiling():
             return None
         H = self._solved_before(adapter_name)
@@ -182,7 +184,7 @@ class SSVDLinear(SpectralLayer):
     def _solve(adapters: "list[tuple[SSVDLinear, str]]") -> Tensor:
         """Solve strict rotations of equal size, keep what was found, and return that of the first."""
         layer, name = adapters[0]
-        S, sides = layer.bases[name].S, 2 if layer.side[name] == "both" else 1
+        S, sides = layer.bases[name].S, layer.rotation[name].sides
         thetas = [layer.ssvd_theta[name] for layer, name in adapters]
         solved = solve_rotations(torch.stack([theta.detach().view(sides, -1).to(S.dtype) for theta in thetas]), len(S))
         for (layer, name), theta, H in zip(adapters, thetas, solved, strict=True):
@@ -199,7 +201,7 @@ class SSVDLinear(SpectralLayer):
         if adapter_name not in self.ssvd_theta:
             return 0.0
         theta, k = self.ssvd_theta[adapter_name], self.bases[adapter_name].k
-        return orthogonality_error(theta, k, self.rotation[adapter_name], self.side[adapter_name])
+        return orthogonality_error(theta, k, self.rotation[adapter_name])
 
 
 # Numbers of the matrices that are solved together: what is held for them meanwhile takes a few hundred MB.
@@ -213,8 +215,7 @@ def _needs_solving_with(one: tuple[SSVDLinear, str], other: tuple[SSVDLinear, st
     own, theta = layer.ssvd_theta[name], other_layer.ssvd_theta.get(other_name)
     return (
         theta is not None
-        and other_layer.rotation[other_name] == "strict"
-        and other_layer.side[other_name] == layer.side[name]
+        and other_layer.rotation[other_name] == layer.rotation[name]
         and (type(theta), theta.shape, theta.dtype, theta.device) == (type(own), own.shape, own.dtype, own.device)
         and other_layer._solved_before(other_name) is None
     )
