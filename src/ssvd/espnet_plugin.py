@@ -61,12 +61,13 @@ def _creation(method: Method) -> Any:
         """Load the base weights into a model and adapt it in place.
 
         Args:
-            model: ESPnet's, whose weights may still be at random.
-            base_model_file: The .pth of the model that is adapted.
+            model: Model of ESPnet, whose weights may still be random.
+            base_model_file: File (.pth) of the base model.
             budget: See `ssvd.methods.Budget.parse`; or the method's own number under its name, as `rank: 32`.
             layers: Ends of the names of the linear layers to adapt; default all but those of CTC.
-            also_train, token_stride: See `ssvd.methods.apply_method`.
-            options: Of the method's PEFT configuration, as `lora_alpha: 64`.
+            also_train: Modules to train in full; see `ssvd.methods.apply_method`.
+            token_stride: See `ssvd.methods.apply_method`.
+            options: Further fields of the method's PEFT configuration, such as `lora_alpha: 64`.
 
         Raises:
             UserError: An option is unknown or wrong, or the weights are not those of this model.

@@ -54,6 +54,7 @@ class Journal:
         self._file.seek(len(whole))
 
     def add(self, row: dict[str, Any]) -> None:
+        """Append a row, and hand it to the operating system at once."""
         self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
 

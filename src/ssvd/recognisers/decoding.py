@@ -1,11 +1,12 @@
-"""What decoding needs in every family of models: its options, and long recordings cut at their pauses."""
+"""Decoding in every family of models: its options, its results, and long recordings cut at their pauses."""
 
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,9 +107,22 @@ class Transcript(NamedTuple):
     first: str
 
 
+def join_pieces(transcripts: Iterable[Transcript], counts: Sequence[int]) -> list[Transcript]:
+    """Return the transcripts of utterances from those of their pieces, so many pieces for each utterance."""
+    remaining = iter(transcripts)
+    utterances = [list(islice(remaining, count)) for count in counts]
+    return [
+        Transcript(
+            " ".join(filter(None, (piece.text for piece in pieces))),
+            " ".join(filter(None, (piece.first for piece in pieces))),
+        )
+        for pieces in utterances
+    ]
+
+
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Neither gradients nor dropout, until the end, when the module is again in the mode that it was in."""
+    """Switch off gradients and dropout; at the end the module returns to its former mode."""
     training = module.training
     module.eval()
     try:
@@ -119,14 +133,14 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def whole_windows(duration: float, window: float) -> float:
-    """Seconds that a model reads which pads to its window; a recording cut at pauses may need a window or so more."""
+    """Return the seconds that a model reads which pads to its window; cuts at pauses may add a window or so."""
     return max(1, math.ceil(duration / window - 1e-6)) * window
 
 
 def split_at_pauses(samples: np.ndarray, limit: int, sampling_rate: int, *, slack: int = 0) -> list[np.ndarray]:
-    """Pieces of mono samples (n,) of at most `limit` samples, each cut at the quietest pause of its second half.
+    """Return pieces of mono samples (n,) of at most `limit` samples, cut at the quietest pause of their second half.
 
-    One that exceeds the limit by up to `slack` samples stays whole.
+    A recording that exceeds the limit by up to `slack` samples stays whole.
     """
     pieces = []
     while len(samples) > limit + slack:

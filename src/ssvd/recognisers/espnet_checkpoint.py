@@ -76,8 +76,9 @@ class Checkpoint:
         return "promptencoder" in self.config
 
     def absolute(self) -> dict[str, Any]:
-        """The config with the paths of what loading reads made absolute; those in the file are relative to some folder
-        above it.
+        """Return the config with absolute paths of what loading reads.
+
+        The paths in the file are relative to a folder above it.
 
         Raises:
             UserError: A file is missing.

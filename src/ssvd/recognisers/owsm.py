@@ -1,7 +1,7 @@
 """OWSM (Peng et al. 2024, arXiv 2401.16658) and OWSM-CTC (arXiv 2402.12654) on ESPnet's own networks and searches."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +17,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from ssvd.corpora.audio import load_audio
+from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import field_value
 from ssvd.errors import UserError
+from ssvd.recognisers.base import Recogniser, Samples, read_named
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Decoding,
     Transcript,
     evaluation_mode,
+    join_pieces,
     split_at_pauses,
     whole_windows,
 )
@@ -46,7 +49,7 @@ class EspnetBatch(NamedTuple):
     labels: dict[str, Tensor]  # what ESPnet's `forward` takes beside the speech; empty without text
 
 
-class Owsm:
+class Owsm(Recogniser):
     """An OWSM checkpoint as a `Recogniser`.
 
     Speech is padded with silence to the window, as in OWSM's own training. Labels are <language><asr><notimestamps> and
@@ -55,13 +58,13 @@ class Owsm:
     detects.
 
     Args:
-        checkpoint: The files.
+        checkpoint: The files of the model.
         window: Seconds of input, at most the model's own (30).
-        language: Name or code, of utterances that do not state theirs.
+        language: Name or code of the language of utterances that do not state theirs.
         task: "transcribe", or "translate" (into English).
 
     Raises:
-        UserError: The files do not fit together, or an option is none that the model has.
+        UserError: The files do not fit together, or the model does not have the window, language or task.
     """
 
     def __init__(
@@ -75,16 +78,14 @@ class Owsm:
         self._checkpoint = checkpoint
         self._network: Any
         self._network, self._options = checkpoint.network()
-        self.module: nn.Module = self._network
-        self.spec_augment: SpecAugment | None = None
-        self.has_fallback = False
+        self.module = self._network
         self._network.specaug = None  # only what is asked for
         preprocessing = self._options.preprocessor_conf
-        self.sampling_rate: int = int(preprocessing.get("fs", 16000))
+        self.sampling_rate = int(preprocessing.get("fs", 16000))
         own = float(preprocessing.get("speech_length", 30))
         if window is not None and not 0.5 <= window <= own:
             raise UserError(f"The window must be between 0.5 s and the model's own {own:g} s, not {window:g} s.")
-        self.window: float = window or own
+        self.window = window or own
         preprocessing["speech_length"] = self.window  # the search pads to it
         self._samples = round(self.window * self.sampling_rate)
         self._search = self._build_search(1)
@@ -92,7 +93,7 @@ class Owsm:
         tokens = (re.fullmatch(r"<([a-z]{3})>", token) for token in self._ids)
         self._languages = {match[1] for match in tokens if match and match[1] not in SYMBOLS_OF_THREE}
         only = next(iter(self._languages)) if len(self._languages) == 1 else None
-        self.language: str | None = only and langcodes.standardize_tag(only)
+        self.language = only and langcodes.standardize_tag(only)
         self._language = f"<{only}>" if only else self._symbol(language)
         self._task = "<asr>" if task == "transcribe" else "<st_eng>"
         if task not in ("transcribe", "translate") or self._task not in self._ids:
@@ -100,12 +101,12 @@ class Owsm:
 
     @classmethod
     def outline(cls, checkpoint: Checkpoint) -> tuple[nn.Module, list[str]]:
-        """The network without its weights, on the meta device, and its adaptable layers."""
+        """Return the network without its weights, on the meta device, and its adaptable layers."""
         network = checkpoint.outline()
         return network, _adaptable_layers(network)
 
     def adaptable_layers(self) -> list[str]:
-        """Names of all linear layers of encoder and decoder, the decoder's output among them, not that of CTC.
+        """Return the names of all linear layers of encoder and decoder: the decoder's output too, not that of CTC.
 
         They are those of the paper: 380 of OWSM-1B.
         """
@@ -114,7 +115,7 @@ class Owsm:
     # -- labels
 
     def _symbol(self, language: str | None) -> str | None:
-        """The model's symbol of a language given by English name or BCP-47 tag; None if none is given."""
+        """Return the model's symbol of a language given by English name or BCP-47 tag; None if none is given."""
         if not language:
             return None
         tag = TO_LANGUAGE_CODE.get(language.strip().lower(), language.strip())
@@ -128,7 +129,7 @@ class Owsm:
             )
         return f"<{code}>"
 
-    def _cut_language(self, cut: Any) -> str | None:
+    def _cut_language(self, cut: Cut) -> str | None:
         if len(self._languages) == 1:
             return self._language
         return self._symbol(field_value(cut, "language")) or self._language
@@ -139,8 +140,8 @@ class Owsm:
     def _prompt(self, language: str) -> list[int]:
         return [self._ids[language], self._ids[self._task], self._ids["<notimestamps>"]]
 
-    def _labels(self, cut: Any) -> dict[str, list[int]]:
-        """Each label that ESPnet's `forward` takes, as tokens."""
+    def _target(self, cut: Cut) -> dict[str, list[int]]:
+        """Return each label that ESPnet's `forward` takes, as tokens."""
         if round(cut.duration * self.sampling_rate) > self._samples:
             raise UserError(
                 f"It lasts {cut.duration:.2f} s and the window is {self.window:g} s: cut it, or leave it out."
@@ -162,17 +163,17 @@ class Owsm:
 
     @cached_property
     def _frames(self) -> int:
-        """Frames of the encoder in a window."""
+        """The number of frames of the encoder in a window."""
         with evaluation_mode(self._network):
             silence = self._placed(torch.zeros(1, self._samples))
             features, lengths = self._network._extract_feats(silence, torch.tensor([self._samples]))
             mask = torch.ones(1, 1, int(lengths[0]), dtype=torch.bool, device=silence.device)
             return self._network.encoder.embed(features, mask)[0].shape[1]
 
-    def check(self, cut: Any) -> str | None:
-        """Why the utterance cannot be trained on (too long, no text, too much of it, no language), or None."""
+    def check(self, cut: Cut) -> str | None:
+        """Return why the utterance cannot be trained on (too long, no text, too much of it, no language), or None."""
         try:
-            target = self._labels(cut)["text_ctc"]
+            target = self._target(cut)["text_ctc"]
         except UserError as error:
             return str(error)
         # CTC needs a frame for each token, and one between equal ones. Not asked by `collate`, as what answers is the
@@ -183,10 +184,10 @@ class Owsm:
         return None
 
     def input_seconds(self, duration: float) -> float:
-        """Seconds that the network reads for an utterance: whole windows, whatever it shares its batch with."""
+        """Return the seconds that the network reads for an utterance: whole windows, whatever else is in its batch."""
         return whole_windows(duration, self.window)
 
-    def collate(self, cuts: Iterable[Any], *, text: bool = True) -> EspnetBatch:
+    def collate(self, cuts: Iterable[Cut], *, text: bool = True) -> EspnetBatch:
         """Read utterances as one batch: with `text` to train on or decode, without it only to decode.
 
         Without `text`, one longer than the window is cut at its pauses.
@@ -195,14 +196,8 @@ class Owsm:
             UserError: An utterance cannot be read or, with `text`, `check` finds fault with it; it is named.
         """
         cuts = list(cuts)
-        languages, labels = [], []
-        for cut in cuts:
-            try:
-                languages.append(self._cut_language(cut))
-                if text:
-                    labels.append(self._labels(cut))
-            except UserError as error:
-                raise UserError(f"Utterance {cut.id}: {error}") from None
+        languages = [read_named(cut, self._cut_language) for cut in cuts]
+        labels = [read_named(cut, self._target) for cut in cuts] if text else []
         audio = [load_audio(cut, self.sampling_rate) for cut in cuts]
         pieces = [[samples] if text else self._split(samples) for samples in audio]
         batch = self._batch([cut.id for cut in cuts], pieces, languages)
@@ -212,21 +207,23 @@ class Owsm:
             batch.labels[f"{name}_lengths"] = torch.tensor([len(row) for row in rows])
         return batch
 
-    def _batch(self, ids: list[str], pieces: list[list[np.ndarray]], languages: list[str | None]) -> EspnetBatch:
+    def _batch(
+        self, ids: list[str], pieces: Sequence[Sequence[Samples]], languages: Sequence[str | None]
+    ) -> EspnetBatch:
         rows = [piece[: self._samples] for utterance in pieces for piece in utterance]
         speech = torch.zeros(len(rows), self._samples)
         for row, samples in zip(speech, rows, strict=True):
             row[: len(samples)] = torch.from_numpy(np.asarray(samples, dtype=np.float32))
         seconds = [len(samples) / self.sampling_rate for samples in rows]
-        return EspnetBatch(ids, [len(utterance) for utterance in pieces], languages, speech, seconds, {})
+        return EspnetBatch(ids, [len(utterance) for utterance in pieces], list(languages), speech, seconds, {})
 
-    def _split(self, samples: np.ndarray) -> list[np.ndarray]:
+    def _split(self, samples: Samples) -> list[Samples]:
         return split_at_pauses(samples, self._samples, self.sampling_rate, slack=self.sampling_rate // 100)
 
     # -- training
 
     def loss(self, batch: EspnetBatch, *, label_smoothing: float | None = None) -> Tensor:
-        """ESPnet's own: of decoder and CTC branch in the proportion of the checkpoint's config, a float32 scalar.
+        """Return ESPnet's own loss, of decoder and CTC branch in the proportion of the config: a float32 scalar.
 
         ESPnet sums the decoder's loss over the tokens of an utterance and takes the mean over utterances. In training
         mode `spec_augment` masks the features.
@@ -261,31 +258,26 @@ class Owsm:
         if smoothing is None:
             return None
         if criterion is None:
-            raise UserError("OWSM-CTC has no label smoothing: leave --label-smoothing out.")
+            raise UserError("OWSM-CTC has no label smoothing: set none.")
         own, criterion.smoothing, criterion.confidence = criterion.smoothing, smoothing, 1 - smoothing
         return own
 
     # -- decoding
 
     def decode(self, batch: EspnetBatch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
-        """See `transcribe`: there is one search."""
-        return [Transcript(text, text) for text in self.transcribe(batch, decoding)]
+        """Return the text of each utterance by ESPnet's search, without special tokens and outer spaces.
 
-    def transcribe(self, batch: EspnetBatch, decoding: Decoding = DEFAULT_DECODING) -> list[str]:
-        """The text of each utterance by ESPnet's search, without special tokens and outer spaces.
-
-        Greedy search (`beams` 1) follows the decoder alone, a wider one decoder and CTC branch in the proportion of the
+        Greedy search (one beam) follows the decoder alone, a wider one decoder and CTC branch in the proportion of the
         checkpoint's config. An utterance gets at most 16 tokens and 15 for each second.
 
         Args:
-            batch: Labels, if it has any, are not looked at.
-            decoding: Its fallback is not used.
+            batch: Labels, if it has any, are not used.
+            decoding: The search; its limit of tokens is one for each row, and its fallback is not used.
         """
         rows = [language for language, n in zip(batch.languages, batch.pieces, strict=True) for _ in range(n)]
         with evaluation_mode(self.module):
-            texts = self._decode(batch, rows, decoding)
-        parts = iter(texts)
-        return [" ".join(filter(None, (next(parts).strip() for _ in range(n)))) for n in batch.pieces]
+            texts = [text.strip() for text in self._decode(batch, rows, decoding)]
+        return join_pieces((Transcript(text, text) for text in texts), batch.pieces)
 
     def _decode(self, batch: EspnetBatch, languages: list[str | None], decoding: Decoding) -> list[str]:
         search = self._search if decoding.beams == 1 else self._build_search(decoding.beams)
@@ -302,7 +294,7 @@ class Owsm:
         return texts
 
     def _detected(self, speech: Tensor) -> str:
-        """The likeliest of the language symbols after <sos>, which OWSM is trained to predict."""
+        """Return the likeliest of the language symbols after <sos>, which OWSM is trained to predict."""
         network = self._network
         with espnet_importable():
             from espnet.nets.pytorch_backend.transformer.mask import subsequent_mask
@@ -314,7 +306,7 @@ class Owsm:
         return symbols[int(scores[0, [self._ids[symbol] for symbol in symbols]].argmax())]
 
     def _build_search(self, beams: int) -> Any:
-        """ESPnet's `Speech2Text` around the network that is there, adapter included: PEFT changes it in place."""
+        """Return ESPnet's `Speech2Text` around the network, adapter included: PEFT changes it in place."""
         with espnet_importable():
             from espnet2.bin.s2t_inference import Speech2Text
         weight = 0.0 if beams == 1 else self._network.ctc_weight
@@ -326,40 +318,18 @@ class Owsm:
         built = self._network, self._options
         return patch.object(self._checkpoint.task(), "build_model_from_file", lambda *files: built)
 
-    def transcribe_audio(
-        self,
-        samples: np.ndarray,
-        decoding: Decoding = DEFAULT_DECODING,
-        *,
-        language: str | None = None,
-        batch_size: int = 8,
-    ) -> str:
-        """The text of a recording of any length, cut into windows at its pauses, each decoded on its own.
-
-        ESPnet's `decode_long` goes by timestamps that the model predicts, which one adapted to texts without them
-        forgets.
-
-        Args:
-            samples: float array (samples,), mono, at `sampling_rate`, within [-1, 1].
-            decoding: Its limit of tokens is one for each piece.
-            language: Name or code; None for the model's option, else detected in the first piece.
-            batch_size: Not used by OWSM, which searches one piece at a time.
-
-        Raises:
-            UserError: The model does not know the language.
-        """
-        pieces = self._split(np.asarray(samples, dtype=np.float32))
+    def _spoken_language(self, piece: Samples, language: str | None) -> str | None:
         symbol = self._symbol(language) or self._language
         if symbol is None:
             with evaluation_mode(self.module):
-                symbol = self._detected(self._batch([""], [pieces[:1]], [None]).speech[0])
-        return self.transcribe(self._batch([""], [pieces], [symbol]), decoding)[0]
+                symbol = self._detected(self._batch([""], [[piece]], [None]).speech[0])
+        return symbol
 
     # -- files
 
     @staticmethod
     def loading_code(name: str) -> str:
-        """See `Recogniser`."""
+        """Return the code that loads the network; see `Recogniser`."""
         return f'from ssvd import load_model\n\nmodel = load_model("{name}").module'
 
     def save(self, folder: str | Path) -> None:
@@ -398,7 +368,7 @@ class OwsmCtc(Owsm):
 
     def _decode(self, batch: EspnetBatch, languages: list[str | None], decoding: Decoding) -> list[str]:
         if decoding.beams > 1 or decoding.max_new_tokens is not None:
-            raise UserError("OWSM-CTC decodes greedily, all frames at once: leave --beams at 1.")
+            raise UserError("OWSM-CTC decodes greedily, all frames at once: use one beam and no limit of tokens.")
         self._search.device = str(self._device)
         symbols = [language or "<nolang>" for language in languages]
         tasks = [self._task] * len(symbols)
@@ -427,7 +397,7 @@ def _adaptable_layers(network: nn.Module) -> list[str]:
 def load_owsm(
     checkpoint: Checkpoint, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
 ) -> Owsm:
-    """An OWSM or OWSM-CTC model from its files; see `ssvd.recognisers.loading.load_model`."""
+    """Load an OWSM or OWSM-CTC model from its files; see `ssvd.recognisers.loading.load_model`."""
     family = OwsmCtc if checkpoint.is_ctc else Owsm
     return family(checkpoint, window=window, language=language, task=task)
 

@@ -1,4 +1,4 @@
-"""Loading networks of Transformers: safetensors alone, and no weight left at random."""
+"""Load networks of Transformers: from safetensors only, and with no weight left at random."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ssvd.errors import UserError
 
 
 def load_network(kind: Any, name: str) -> tuple[Any, torch.dtype]:
-    """The network of a checkpoint in float32, in evaluation mode, and the dtype that its weights are stored in.
+    """Load the network of a checkpoint in float32 and evaluation mode; return it and the dtype of its stored weights.
 
     Args:
         kind: The class of the network, or an auto class.
@@ -20,9 +20,9 @@ def load_network(kind: Any, name: str) -> tuple[Any, torch.dtype]:
         UserError: The weights are not in safetensors files or damaged, or some are missing.
     """
     try:
-        dtype = AutoConfig.from_pretrained(name).dtype or torch.float32
+        dtype = AutoConfig.from_pretrained(name, trust_remote_code=False).dtype or torch.float32
         network, report = kind.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(
@@ -31,7 +31,7 @@ def load_network(kind: Any, name: str) -> tuple[Any, torch.dtype]:
         ) from error
     if report["missing_keys"]:
         raise UserError(
-            f"The checkpoint {name} lacks weights, among them {min(report['missing_keys'])}: take one that was trained "
-            "to transcribe, and whole."
+            f"The checkpoint {name} lacks weights, among them {min(report['missing_keys'])}: take a whole one that was "
+            "trained to transcribe."
         )
     return network.eval(), dtype

@@ -2,15 +2,13 @@
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -28,17 +26,19 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from ssvd.corpora.audio import load_audio
+from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
+from ssvd.recognisers.base import Recogniser, Samples, read_named
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Attempt,
     Decoding,
     Transcript,
     evaluation_mode,
+    join_pieces,
     split_at_pauses,
     whole_windows,
 )
-from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.recognisers.transformers_checkpoint import load_network
 
 IGNORED = -100  # label of positions that do not count in the loss
@@ -58,7 +58,7 @@ class Batch(NamedTuple):
 
 
 class _RowLimits(StoppingCriteria):
-    """Ends each utterance at its own length, so that its text does not depend on the others of its batch."""
+    """A criterion that ends each utterance at its own length, independently of the rest of its batch."""
 
     def __init__(self, limits: Tensor) -> None:
         self.limits = limits
@@ -69,7 +69,7 @@ class _RowLimits(StoppingCriteria):
 
 
 class _Sampling(LogitsProcessor):
-    """Makes greedy search sample at a temperature, each row from a generator of its own (the Gumbel-max trick)."""
+    """Sampling at a temperature by greedy search, each row from its own generator (the Gumbel-max trick)."""
 
     def __init__(self, temperature: float, generators: list[torch.Generator]) -> None:
         self.temperature = temperature
@@ -94,7 +94,7 @@ class _Encoded(NamedTuple):
 
 def _processor(name: str) -> WhisperProcessor:
     try:
-        return WhisperProcessor.from_pretrained(name)
+        return WhisperProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"The tokenizer or feature extractor of {name} cannot be read: copy tokenizer.json, "
@@ -107,7 +107,7 @@ def _linear_layers(whisper: WhisperForConditionalGeneration) -> list[str]:
     return [n for n, layer in whisper.named_modules() if isinstance(layer, nn.Linear) and layer is not output]
 
 
-class Whisper:
+class Whisper(Recogniser):
     """A Whisper checkpoint as a `Recogniser`.
 
     The prompt of the decoder follows the checkpoint: <|startoftranscript|>, language and task where it is multilingual,
@@ -119,13 +119,15 @@ class Whisper:
         processor: Its tokenizer and feature extractor.
         window: Seconds of input, at most the model's own (30): the encoder sees shorter features and uses the first
             of its positions. `save` writes all of them.
-        language: Name or code, of utterances that do not state theirs.
+        language: Name or code of the language of utterances that do not state theirs.
         task: "transcribe" or "translate".
-        dtype: What `save` stores the weights in.
+        dtype: Type in which `save` stores the weights.
 
     Raises:
-        UserError: the window, language or task is none that the model has.
+        UserError: The model does not have the window, language or task.
     """
+
+    has_fallback = True
 
     def __init__(
         self,
@@ -137,16 +139,14 @@ class Whisper:
         task: str = "transcribe",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.module: nn.Module = module
-        self.spec_augment: SpecAugment | None = None
-        self.has_fallback = True
+        self.module = module
         self._tokenizer = processor.tokenizer
         self._features = processor.feature_extractor
         self._processor = processor
         self._dtype = dtype
         self._config = copy.deepcopy(module.config)
         module.config.apply_spec_augment = False  # Transformers' own masking would come on top
-        self.sampling_rate: int = self._features.sampling_rate
+        self.sampling_rate = self._features.sampling_rate
         self._set_window(module, window)
         self._set_tokens(module, language, task)
 
@@ -160,7 +160,7 @@ class Whisper:
 
     @classmethod
     def without_weights(cls, name: str, *, window: float | None = None, language: str | None = None) -> "Whisper":
-        """What `check` needs of a checkpoint, its network on the meta device; see `load_check`."""
+        """Load what `check` needs of a checkpoint, its network on the meta device; see `load_check`."""
         module, _ = cls.outline(name)
         with suppress(OSError):  # small models made by hand have none
             module.generation_config = GenerationConfig.from_pretrained(name)
@@ -204,7 +204,7 @@ class Whisper:
         if task not in ("transcribe", "translate") or (self._task < 0 if self._languages else task == "translate"):
             raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
         self._language = self._language_code(language)
-        self.language: str | None = self._language if self._languages else "en"
+        self.language = self._language if self._languages else "en"
         # A vocabulary with words that begin with a space: there OpenAI's texts begin with one as well.
         self._has_words = len(self._tokenizer.tokenize(" a")) == 1
 
@@ -229,30 +229,22 @@ class Whisper:
         return tokens if self._no_timestamps is None else [*tokens, self._no_timestamps]
 
     def adaptable_layers(self) -> list[str]:
-        """Names of all linear layers of encoder and decoder: attention and feed-forward, not the output projection."""
-        return _linear_layers(self._whisper)
+        """Return the names of all linear layers of encoder and decoder, but not of the output projection."""
+        return _linear_layers(self._base_model)
 
     @staticmethod
     def outline(name: str) -> tuple[nn.Module, list[str]]:
-        """The network without its weights, on the meta device, and its adaptable layers; see `load_outline`."""
+        """Return the network without its weights, on the meta device, and its adaptable layers; see `load_outline`."""
         with torch.device("meta"):
-            module = WhisperForConditionalGeneration(AutoConfig.from_pretrained(name))
+            module = WhisperForConditionalGeneration(AutoConfig.from_pretrained(name, trust_remote_code=False))
         return module, _linear_layers(module)
 
-    def check(self, cut: Any) -> str | None:
-        """Why the utterance cannot be trained on (too long, no text, too much of it, no language), or None."""
-        try:
-            self._target(cut)
-        except UserError as error:
-            return str(error)
-        return None
-
     def input_seconds(self, duration: float) -> float:
-        """Seconds that the network reads for an utterance: whole windows, whatever it shares its batch with."""
+        """Return the seconds that the network reads for an utterance: whole windows, whatever else is in its batch."""
         return whole_windows(duration, self.window)
 
-    def _target(self, cut: Any) -> list[int]:
-        """Prompt, text and end of an utterance as tokens."""
+    def _target(self, cut: Cut) -> list[int]:
+        """Return prompt, text and end of an utterance as tokens."""
         if round(cut.duration * self.sampling_rate) > self._samples:
             raise UserError(
                 f"It lasts {cut.duration:.2f} s and the window is {self.window:g} s: cut it, or leave it out."
@@ -270,11 +262,11 @@ class Whisper:
             raise UserError(f"Its text takes {length} tokens and the decoder has {limit}: cut it, or leave it out.")
         return [*prompt, *tokens, self._end]
 
-    def _cut_language(self, cut: Any) -> str | None:
+    def _cut_language(self, cut: Cut) -> str | None:
         stated = next((s.language for s in cut.supervisions if s.language), None)
         return self._language_code(stated) or self._language
 
-    def collate(self, cuts: Iterable[Any], *, text: bool = True) -> Batch:
+    def collate(self, cuts: Iterable[Cut], *, text: bool = True) -> Batch:
         """Read utterances as one batch: with `text` to train on or decode, without it only to decode.
 
         Without `text`, one longer than the window is cut at its pauses. Its text is learnt as it stands.
@@ -283,14 +275,8 @@ class Whisper:
             UserError: an utterance cannot be read or, with `text`, `check` finds fault with it; it is named.
         """
         cuts = list(cuts)
-        languages, targets = [], []
-        for cut in cuts:
-            try:
-                languages.append(self._cut_language(cut))
-                if text:
-                    targets.append(torch.tensor(self._target(cut)))
-            except UserError as error:
-                raise UserError(f"Utterance {cut.id}: {error}") from None
+        languages = [read_named(cut, self._cut_language) for cut in cuts]
+        targets = [torch.tensor(read_named(cut, self._target)) for cut in cuts] if text else []
         audio = [load_audio(cut, self.sampling_rate) for cut in cuts]
         pieces = [[samples] if text else self._split(samples) for samples in audio]
         batch = self._batch([cut.id for cut in cuts], pieces, languages)
@@ -301,20 +287,20 @@ class Whisper:
         labels[:, : len(self._prompt(languages[0])) - 1] = IGNORED
         return batch._replace(decoder_input_ids=inputs, labels=labels)
 
-    def _batch(self, ids: list[str], pieces: list[list[np.ndarray]], languages: list[str | None]) -> Batch:
+    def _batch(self, ids: list[str], pieces: Sequence[Sequence[Samples]], languages: Sequence[str | None]) -> Batch:
         rows = [piece[: self._samples] for utterance in pieces for piece in utterance]
         features = self._features(
             rows, sampling_rate=self.sampling_rate, max_length=self._samples, return_tensors="pt"
         ).input_features
         frames = torch.tensor([-(-len(row) // self._features.hop_length) for row in rows])
-        return Batch(ids, [len(utterance) for utterance in pieces], languages, features, frames, None, None)
+        return Batch(ids, [len(utterance) for utterance in pieces], list(languages), features, frames, None, None)
 
-    def _split(self, samples: np.ndarray) -> list[np.ndarray]:
+    def _split(self, samples: Samples) -> list[Samples]:
         # Resampling may add a sample or two.
         return split_at_pauses(samples, self._samples, self.sampling_rate, slack=self._features.hop_length)
 
     def loss(self, batch: Batch, *, label_smoothing: float | None = None) -> Tensor:
-        """Cross-entropy of text and end given prompt and audio: the mean over the batch's tokens, a float32 scalar.
+        """Return the cross-entropy of text and end given prompt and audio, the mean over tokens: a float32 scalar.
 
         The prompt is read, not learnt: decoding always gives it. In training mode `spec_augment` masks the features.
 
@@ -333,7 +319,7 @@ class Whisper:
         return nn.functional.cross_entropy(logits[counted].float(), labels[counted], label_smoothing=smoothing)
 
     def decode(self, batch: Batch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
-        """The text of each utterance by greedy or beam search, without special tokens and outer spaces.
+        """Return the text of each utterance by greedy or beam search, without special tokens and outer spaces.
 
         An utterance gets at most 16 tokens and 15 for each second (30 where the vocabulary is of characters or of many
         languages, some of which take several tokens a syllable), which is faster than people speak: a model that
@@ -353,20 +339,11 @@ class Whisper:
             names = [f"{name}/{piece}" for name, n in zip(batch.ids, batch.pieces, strict=True) for piece in range(n)]
             rows = [language for language, n in zip(languages, batch.pieces, strict=True) for _ in range(n)]
             encoded = self._encode(batch, rows, names, decoding.max_new_tokens)
-            found = iter(self._search(encoded, decoding))
-        pieces = [list(islice(found, n)) for n in batch.pieces]
-        return [
-            Transcript(" ".join(filter(None, (p.text for p in own))), " ".join(filter(None, (p.first for p in own))))
-            for own in pieces
-        ]
-
-    def transcribe(self, batch: Batch, decoding: Decoding = DEFAULT_DECODING) -> list[str]:
-        """The text of each utterance; see `decode`."""
-        return [transcript.text for transcript in self.decode(batch, decoding)]
+            return join_pieces(self._search(encoded, decoding), batch.pieces)
 
     def _detect(self, features: Tensor) -> list[str | None]:
-        """The code of the language of each row: the likeliest of the language tokens after the first token."""
-        whisper = self._whisper
+        """Return the code of the language of each row: the likeliest of the language tokens after the first token."""
+        whisper = self._base_model
         start = torch.full((len(features), 1), self._start, device=whisper.device)
         logits = whisper(input_features=self._placed(features), decoder_input_ids=start).logits[:, -1]
         codes = list(self._languages)
@@ -375,7 +352,7 @@ class Whisper:
     def _encode(
         self, batch: Batch, languages: list[str | None], names: list[str], max_new_tokens: int | None
     ) -> _Encoded:
-        whisper = self._whisper
+        whisper = self._base_model
         states = whisper.model.encoder(self._placed(batch.features)).last_hidden_state
         prompts = torch.tensor([self._prompt(language) for language in languages], device=whisper.device)
         rate = 15 if self._has_words and not self._languages else 30
@@ -385,7 +362,7 @@ class Whisper:
         return _Encoded(states, prompts, (prompts.shape[1] + limits).to(whisper.device), names)
 
     def _search(self, encoded: _Encoded, decoding: Decoding) -> list[Transcript]:
-        """The text of each row, from as many searches as it takes."""
+        """Return the text of each row, from as many searches as it takes."""
         fallback = decoding.fallback
         tokens = self._generate(encoded, beams=decoding.beams)
         if fallback is None:
@@ -402,8 +379,8 @@ class Whisper:
         return [Transcript(fallback.choose(own), own[0].text) for own in attempts]
 
     def _generate(self, encoded: _Encoded, sampling: _Sampling | None = None, *, beams: int = 1) -> Tensor:
-        """Tokens (rows, length), the prompt among them; rows that end early are filled with the end token."""
-        whisper = self._whisper
+        """Return tokens (rows, length), the prompt among them; rows that end early are filled with the end token."""
+        whisper = self._base_model
         options = copy.deepcopy(whisper.generation_config)
         options.update(
             max_length=int(encoded.limits.max()),
@@ -425,8 +402,8 @@ class Whisper:
         )
 
     def _judge(self, encoded: _Encoded, tokens: Tensor) -> list[Attempt]:
-        """Texts with their mean log-probabilities: those of the search's own rules, which suppress some tokens."""
-        whisper, start = self._whisper, encoded.prompts.shape[1]
+        """Return texts with their mean log-probabilities under the rules of the search, which suppress some tokens."""
+        whisper, start = self._base_model, encoded.prompts.shape[1]
         hidden = whisper.model.decoder(
             input_ids=tokens[:, :-1], encoder_hidden_states=encoded.states, use_cache=False
         ).last_hidden_state
@@ -450,41 +427,16 @@ class Whisper:
     def _texts(self, tokens: Tensor) -> list[str]:
         return [text.strip() for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
-    def transcribe_audio(
-        self,
-        samples: np.ndarray,
-        decoding: Decoding = DEFAULT_DECODING,
-        *,
-        language: str | None = None,
-        batch_size: int = 8,
-    ) -> str:
-        """The text of a recording of any length, cut into windows at its pauses, each decoded on its own.
-
-        Args:
-            samples: float array (samples,), mono, at `sampling_rate`, within [-1, 1].
-            decoding: The search for each piece.
-            language: Name or code; None for the model's option, else detected in the first piece.
-            batch_size: Pieces decoded at once.
-
-        Raises:
-            UserError: the model does not know the language.
-        """
-        pieces = self._split(np.asarray(samples, dtype=np.float32))
+    def _spoken_language(self, piece: Samples, language: str | None) -> str | None:
         code = self._language_code(language) or self._language
-        if self._languages and code is None:
-            with evaluation_mode(self.module):
-                (code,) = self._detect(self._batch([""], [pieces[:1]], [None]).features)
-        texts: list[str] = []
-        for start in range(0, len(pieces), batch_size):
-            rows = pieces[start : start + batch_size]
-            names = [f"piece {start + row}" for row in range(len(rows))]
-            batch = self._batch(names, [[row] for row in rows], [code] * len(rows))
-            texts += self.transcribe(batch, decoding)
-        return " ".join(filter(None, texts))
+        if code is not None or not self._languages:
+            return code
+        with evaluation_mode(self.module):
+            return self._detect(self._batch([""], [[piece]], [None]).features)[0]
 
     @staticmethod
     def loading_code(name: str) -> str:
-        """See `Recogniser`."""
+        """Return the code that loads the network; see `Recogniser`."""
         return (
             "from transformers import WhisperForConditionalGeneration\n\n"
             f'model = WhisperForConditionalGeneration.from_pretrained("{name}")'
@@ -496,9 +448,8 @@ class Whisper:
         Raises:
             TypeError: an adapter is still apart; assign `module.merge_and_unload()` to `module` first.
         """
-        if not isinstance(self.module, WhisperForConditionalGeneration):
-            raise TypeError("merge the adapter before saving: speech.module = speech.module.merge_and_unload()")
-        whole = copy.deepcopy(self.module).to(self._dtype)
+        self._check_merged()
+        whole = copy.deepcopy(self._base_model).to(self._dtype)
         running = whole.model.encoder.embed_positions.weight.detach()
         positions = self._positions.to(running, copy=True)
         positions[: len(running)] = running
@@ -507,9 +458,5 @@ class Whisper:
         whole.save_pretrained(folder)
         self._processor.save_pretrained(folder)
 
-    @property
-    def _whisper(self) -> WhisperForConditionalGeneration:
-        return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
-
     def _placed(self, features: Tensor) -> Tensor:
-        return features.to(self._whisper.model.encoder.conv1.weight)
+        return features.to(self._base_model.model.encoder.conv1.weight)

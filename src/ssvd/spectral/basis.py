@@ -190,14 +190,17 @@ class Basis(nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """Return the size for printing."""
         return f"k={self.k}"
 
 
 def canonical(U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Triplets with canonical signs, and canonical order among equal singular values; and their probe.
+    """Return triplets with canonical signs and a canonical order among equal singular values, and their probe.
 
     Args:
-        U, S, V: (m, k), (k,) in descending order, (n, k); float64.
+        U: Left singular vectors (m, k), float64.
+        S: Singular values (k,) in descending order, float64.
+        V: Right singular vectors (n, k), float64.
     """
     probe = V.mT @ _direction(V)
     sign = torch.where(probe < 0, -1.0, 1.0).to(probe)

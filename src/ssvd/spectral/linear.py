@@ -35,7 +35,8 @@ def spectral_linear(
         x: (..., n), any number of leading dimensions, which together are the tokens.
         W: (m, n).
         bias: (m,) or None.
-        U, V: (m, k) and (n, k); constants.
+        U: (m, k), constant.
+        V: (n, k), constant.
         change: The change of the core, `C - S`, (k, k); see `core_change`.
         weight: `effective_weight(W, U, V, change)` in the dtype that is computed in, where it is at hand; (m, n).
         inverse: C^-1, (k, k); only where (U, V) are singular vectors of W, `W V = U S`. It shortens the way to the
@@ -152,6 +153,7 @@ class _SpectralLinear(torch.autograd.Function):
                 if ctx.core == "output":
                     dC = (inverse @ ((kept.mT @ some) @ U).to(inverse.dtype)).mT
                 elif ctx.core == "input gradient":
+                    assert dx is not None
                     dC = (((kept.mT @ _tokens(dx)[rows]) @ V).to(inverse.dtype) @ inverse).mT
                 elif dyU is None and len(some) > len(U):
                     dC = _near_diagonal(kept.mT @ some, U, ctx.band).mT

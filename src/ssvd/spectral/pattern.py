@@ -22,13 +22,14 @@ def pattern_size(k: int, pattern: str, off_diagonals: int) -> int:
 
 
 def pattern_positions(U: Tensor, V: Tensor, pattern: str, off_diagonals: int, seed: int = 0) -> Tensor:
-    """Positions of the trained entries in the flattened (k, k) core, ascending, int64, on the device of U.
+    """Return the positions of the trained entries in the flattened (k, k) core, ascending, int64, on the device of U.
 
     Args:
-        U, V: (m, k) and (n, k); their values count for "top-k" alone.
+        U: (m, k); its values matter only for "top-k".
+        V: (n, k); likewise.
         pattern: One of `PATTERNS`.
         off_diagonals: d, which sets the number of entries of every pattern but "plain".
-        seed: Of the pattern "random".
+        seed: Random seed of the pattern "random".
     """
     k, device = U.shape[1], U.device
     size = pattern_size(k, pattern, off_diagonals)

@@ -55,10 +55,13 @@ def plan(
     device: str = "cpu",
     itemsize: int = 4,
 ) -> Plan:
-    """The cheapest way of a training step of a layer.
+    """Return the cheapest way of a training step of a layer.
 
     Args:
-        tokens, m, n, k: Sizes of x, (tokens, n), and of the bases, (m, k) and (n, k).
+        tokens: Number of tokens in x, (tokens, n).
+        m: Outputs of the layer.
+        n: Inputs of the layer.
+        k: Number of triplets of the bases, (m, k) and (n, k).
         has_weight: Whether the changed weight is at hand already.
         has_inverse: Whether C^-1 can be had, and the basis is that of the weight.
         wants_input: Whether dx is wanted.

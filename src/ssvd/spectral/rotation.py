@@ -146,6 +146,7 @@ def solve_rotations(theta: Tensor, k: int) -> Tensor:
 
     Args:
         theta: (..., k(k-1)/2); see `core_change`.
+        k: Size of the rotations.
 
     Returns:
         (..., k, k), in float32 (float64 where theta is float64).

@@ -99,6 +99,7 @@ class SpectralConfig(PeftConfig):
             raise ValueError(f"`{name}` must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the configuration, and say in the model card how the adapter is loaded."""
         super().save_pretrained(save_directory, **kwargs)
         # PEFT has no hook for the text of its model card, but has written it by now.
         card, loading = Path(save_directory) / "README.md", _LOADING.format(name=self.method.upper())

@@ -62,6 +62,9 @@ class Kept(Generic[T]):
         """Keep a value, and return it.
 
         Args:
+            value: The value.
+            parts: Tensors that it was computed from.
+            settings: What else it depends on.
             only_if_asked_again: Whether to forget the value, but not for what it was, until values are seen to be asked
                 for again.
         """

@@ -111,9 +111,13 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def set_basis(self, adapter_name: str, config: SpectralConfig, k: int, svd: str, trained: int) -> None:
-        """Give an adapter the top k triplets: those of another adapter where they are the same, else decomposed anew.
+        """Give an adapter the top k triplets: those of another adapter if equal, else a new decomposition.
 
         Args:
+            adapter_name: Name of the adapter.
+            config: Its configuration.
+            k: Number of triplets.
+            svd: Kind of the decomposition, "exact" or randomised.
             trained: Number of parameters of the adapter in this layer: the fingerprint takes less than 2 % of that.
         """
         groups, stored = min(k, max(4, trained // 60)), config.basis == "stored"
@@ -352,6 +356,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         self._forget()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Return True: the change of a weight has low rank."""
         return True
 
     def _forget(self) -> None:
@@ -367,6 +372,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         return replica
 
     def train(self, mode: bool = True) -> "SpectralLayer":
+        """Switch between training and evaluation, and forget what was computed for the other mode."""
         self._weights, self._ready = {}, None
         return super().train(mode)
 

@@ -51,6 +51,7 @@ class SpectralModel(BaseTuner):
         return [(name, layer) for name, layer in layers if adapter_name in layer.bases]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Wrap the layers of a model, with a progress bar while their weights are decomposed."""
         # Decomposing a large model takes minutes the first time.
         with tqdm(desc="Decomposing weights", unit=" layers", delay=2, leave=False) as progress:
             self._on_layer: Callable[[], Any] | None = progress.update

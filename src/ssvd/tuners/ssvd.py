@@ -113,7 +113,7 @@ class SSVDConfig(SpectralConfig):
 
 
 def portion_rank(portion: float, r: int) -> int:
-    """k = max(1, floor(p r)), where 0.29 of 100 is 29, whatever the product is in binary."""
+    """Return k = max(1, floor(p r)), where 0.29 of 100 is 29, whatever the product is in binary."""
     return max(1, math.floor(round(portion * r, 6)))
 
 
@@ -132,6 +132,7 @@ class SSVDLinear(SpectralLayer):
         self.rotation: dict[str, Rotation] = {}
 
     def create_core(self, adapter_name: str, config: SSVDConfig, layer: str) -> None:
+        """Create the trained parameters of an adapter in this layer; see `SpectralLayer`."""
         k = config.rank_of(layer, self.out_features, self.in_features)
         rotation = Rotation(config.rotation, config.rotate)
         size = rotation.size(k)
@@ -149,9 +150,11 @@ class SSVDLinear(SpectralLayer):
                 part[adapter_name] = start if config.init_weights else start.normal_(std=0.5)
 
     def change(self, adapter_name: str) -> Tensor:
+        """Return the change C - S of the core, (k, k)."""
         return core_change(*self._core(adapter_name))
 
     def inverse(self, adapter_name: str) -> Callable[[], Tensor] | None:
+        """Return how to compute C^-1, (k, k); None where it has no cheap inverse."""
         return None if self.rotation[adapter_name].form == "none" else lambda: core_inverse(*self._core(adapter_name))
 
     def _core(self, name: str) -> tuple[Tensor, Tensor | None, Tensor | None, Rotation, Tensor | None]:
@@ -243,6 +246,7 @@ class SSVDModel(SpectralModel):
         }
 
     def warn_of_unused(self, adapter_name: str) -> None:
+        """Warn of keys of `portion_pattern` that match no adapted layer."""
         names = [name for name, _ in self.adapted_layers(adapter_name)]
         patterns = self.peft_config[adapter_name].portion_pattern
         if unused := [key for key in patterns if not any(re.match(rf"(.*\.)?({key})$", name) for name in names)]:

@@ -85,6 +85,7 @@ class SVFTLinear(SpectralLayer):
         self.positions_of: dict[str, tuple[str, int, int]] = {}  # pattern, off_diagonals, seed
 
     def create_core(self, adapter_name: str, config: SVFTConfig, layer: str) -> None:
+        """Create the trained parameters of an adapter in this layer; see `SpectralLayer`."""
         k = min(self.out_features, self.in_features)
         size = pattern_size(k, config.pattern, config.off_diagonals)
         # A number less for the checksum.
@@ -96,20 +97,24 @@ class SVFTLinear(SpectralLayer):
         self.svft_M[adapter_name] = start if config.init_weights else start.normal_(std=0.5) * scale.to(start)
 
     def follow_new_basis(self, adapter_name: str) -> None:
+        """Find the trained entries again in the basis that is used now."""
         basis = self.bases[adapter_name]
         U, V = basis.U[:, : basis.k], basis.V[:, : basis.k]
         positions = pattern_positions(U, V, *self.positions_of[adapter_name])
         self.svft_pattern[adapter_name] = _Pattern(positions, basis.stored)
 
     def change(self, adapter_name: str) -> Tensor:
+        """Return the change C - S of the core, (k, k)."""
         positions = self.svft_pattern[adapter_name].positions
         return sparse_change(positions, self.svft_M[adapter_name], self.bases[adapter_name].k)
 
     def band(self, adapter_name: str) -> int | None:
+        """Return how far from the diagonal entries are trained; None for no such limit."""
         pattern, off_diagonals, _ = self.positions_of[adapter_name]
         return {"plain": 0, "banded": off_diagonals}.get(pattern)
 
     def check_core(self, state_dict: dict[str, Any], prefix: str, adapter_name: str, layer: str) -> None:
+        """Check that stored parameters belong to the entries that are trained here."""
         stored = state_dict.get(f"{prefix}svft_pattern.{adapter_name}.checksum")
         own = self.svft_pattern[adapter_name]
         positions = state_dict.get(f"{prefix}svft_pattern.{adapter_name}.positions", own.positions)

@@ -1,0 +1,152 @@
+"""What all families of recognisers share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import nn
+
+from ssvd.corpora.cut import Cut
+from ssvd.errors import UserError
+from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
+from ssvd.recognisers.spec_augment import SpecAugment
+
+Samples = NDArray[np.float32]
+"""Mono audio (samples,) at the sampling rate of the recogniser, within [-1, 1]."""
+
+_Target = TypeVar("_Target")
+
+
+class Recogniser(ABC):
+    """A pretrained recogniser as training and decoding need it. A *cut* is one utterance as Lhotse describes it.
+
+    Attributes:
+        module: The network that PEFT adapts; assign the PEFT-wrapped one, and `loss` and `decode` use it.
+        spec_augment: Masking of the features by `loss` in training mode; None, the default, for none.
+        sampling_rate: Sampling rate of the audio in Hz.
+        window: The longest utterance that is read at once, in seconds.
+        language: Code of the one language that it writes; None where that depends on the utterance.
+        has_fallback: Whether decoding searches again for texts that repeat themselves; see `Fallback`.
+    """
+
+    module: nn.Module
+    spec_augment: SpecAugment | None = None
+    sampling_rate: int
+    window: float
+    language: str | None
+    has_fallback: bool = False
+
+    @abstractmethod
+    def adaptable_layers(self) -> list[str]:
+        """Return the names in `module`, not yet wrapped, of the linear layers that an adapter may change."""
+
+    @abstractmethod
+    def input_seconds(self, duration: float) -> float:
+        """Return the seconds that the network reads for an utterance alone in its batch, padding included."""
+
+    @abstractmethod
+    def collate(self, cuts: Iterable[Cut], *, text: bool = True) -> Any:
+        """Read utterances as one batch: with `text` to train on or decode, without it only to decode.
+
+        Raises:
+            UserError: An utterance cannot be read or, with `text`, cannot be trained on; the message names it.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Any, *, label_smoothing: float | None = None) -> torch.Tensor:
+        """Return the mean loss over the batch, a float32 scalar; the family's own label smoothing is the default."""
+
+    @abstractmethod
+    def decode(self, batch: Any, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
+        """Return the text of each utterance of the batch, and what the first search found."""
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Write the model, with its adapter merged, as a plain checkpoint of its family.
+
+        Raises:
+            TypeError: An adapter is not merged yet; assign `module.merge_and_unload()` to `module` first.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def loading_code(name: str) -> str:
+        """Return Python by which a PEFT user loads the checkpoint's network as `model`, for the cards of adapters."""
+
+    def check(self, cut: Cut) -> str | None:
+        """Return why an utterance cannot be trained on, such as its length or its text, or None; reads no audio."""
+        try:
+            self._target(cut)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def transcribe(self, batch: Any, decoding: Decoding = DEFAULT_DECODING) -> list[str]:
+        """Return the text of each utterance of the batch; see `decode`."""
+        return [transcript.text for transcript in self.decode(batch, decoding)]
+
+    def transcribe_audio(
+        self,
+        samples: Samples,
+        decoding: Decoding = DEFAULT_DECODING,
+        *,
+        language: str | None = None,
+        batch_size: int = 8,
+    ) -> str:
+        """Return the text of a recording of any length, cut into windows at its pauses, each decoded separately.
+
+        Args:
+            samples: Mono samples at `sampling_rate`, within [-1, 1].
+            decoding: The search for each piece.
+            language: Name or code; None for the model's option, else detected in the first piece.
+            batch_size: Number of pieces that are decoded at once.
+
+        Raises:
+            UserError: The model does not know the language, or the family cannot decode in this way.
+        """
+        pieces = self._split(np.asarray(samples, dtype=np.float32))
+        spoken = self._spoken_language(pieces[0], language)
+        texts: list[str] = []
+        for start in range(0, len(pieces), batch_size):
+            rows = pieces[start : start + batch_size]
+            names = [f"piece {start + row}" for row in range(len(rows))]
+            texts += self.transcribe(self._batch(names, [[row] for row in rows], [spoken] * len(rows)), decoding)
+        return " ".join(filter(None, texts))
+
+    @abstractmethod
+    def _target(self, cut: Cut) -> Any:
+        """Return what is learnt of an utterance, or raise a UserError that says why nothing can be."""
+
+    @abstractmethod
+    def _split(self, samples: Samples) -> list[Samples]:
+        """Return a recording as pieces that the network can read at once."""
+
+    @abstractmethod
+    def _batch(self, ids: list[str], pieces: Sequence[Sequence[Samples]], languages: Sequence[str | None]) -> Any:
+        """Return utterances, each as its pieces, as a batch without labels."""
+
+    def _spoken_language(self, piece: Samples, language: str | None) -> str | None:
+        """Return the language of a recording in the model's own notation; None where the model needs none."""
+        return None
+
+    @property
+    def _base_model(self) -> Any:
+        """The network without what PEFT wraps around it; its layers are those of the adapter."""
+        return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+
+    def _check_merged(self) -> None:
+        if isinstance(self.module, PeftModel):
+            raise TypeError("merge the adapter before saving: speech.module = speech.module.merge_and_unload()")
+
+
+def read_named(cut: Cut, read: Callable[[Cut], _Target]) -> _Target:
+    """Return what `read` makes of an utterance; its error names the utterance."""
+    try:
+        return read(cut)
+    except UserError as error:
+        raise UserError(f"Utterance {cut.id}: {error}") from None
