@@ -18,8 +18,11 @@ from ssvd.scoring import Comparison
 PAGE = Path("docs/results.md")
 RESULTS = Path("results")
 SECTION = re.compile(r"(<!-- (?!end )([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-# Charts of the study "synthetic" that the page shows.
-CHARTS = ("embedded-child-forgetting.png", "embedded-child-convergence-epochs.png")
+# Charts that the page shows, by study.
+CHARTS = {
+    "synthetic": ("embedded-child-forgetting.png", "embedded-child-convergence-epochs.png"),
+    "recorded-children": ("whisper-tiny.en-speechocean762-groups-age.png",),
+}
 
 
 def fill(page: str) -> str:
@@ -86,7 +89,8 @@ def _difference(comparison: Comparison | None) -> str:
 
 if __name__ == "__main__":
     write_whole(PAGE, fill(PAGE.read_text(encoding="utf-8")))
-    with TemporaryDirectory() as figures:
-        write_figures(RESULTS / "synthetic", Path(figures))
-        for chart in CHARTS:
-            shutil.copy(Path(figures) / chart, PAGE.parent / "images")
+    for study, charts in CHARTS.items():
+        with TemporaryDirectory() as figures:
+            write_figures(RESULTS / study, Path(figures))
+            for chart in charts:
+                shutil.copy(Path(figures) / chart, PAGE.parent / "images")
