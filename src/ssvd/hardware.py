@@ -70,8 +70,8 @@ def peak_memory(device: torch.device) -> int:
 def keep_freed_memory() -> None:
     """Make this process keep memory that it frees for its next tensor, where the C library is glibc; else do nothing.
 
-    By default glibc returns large blocks to the system and takes them anew: on a CPU the kernel then clears pages for
-    up to half of a training step (measured: docs/performance.md). The memory of a process no longer shrinks.
+    By default glibc returns large blocks to the system and takes them anew: on a CPU the kernel then clears pages in
+    6 to 16 % of the time of a training step (docs/performance.md). The memory of a process no longer shrinks.
     """
     if platform.libc_ver()[0] != "glibc":
         return
