@@ -16,20 +16,24 @@ from ssvd_cli.terminal import Bars, console, prepare_for_training
 
 def benchmark(
     grid: Annotated[
-        str | None, typer.Argument(metavar="[GRID]", help="What to compare: a YAML file, or a name of --list.")
+        str | None,
+        typer.Argument(metavar="[GRID]", help="What to compare: a YAML file, or the name of a grid that --list shows."),
     ] = None,
     destination: Annotated[
         Path | None, typer.Argument(metavar="[DEST]", help="With --copy: file or folder to write the grid to.")
     ] = None,
     list_grids: Annotated[bool, typer.Option("--list", help="List the grids that come with the package.")] = False,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Write the grid of that name to a file, to put your models and corpora in.")
+        bool, typer.Option("--copy", help="Write the grid of that name to a file, for you to edit.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the results; work that was begun in it continues.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the results; an earlier benchmark in it continues.")] = Path(
         "benchmark-results"
     ),
     small: Annotated[
-        bool, typer.Option("--small", help="Use the embedded recogniser and synthetic speech, where the grid allows.")
+        bool,
+        typer.Option(
+            "--small", help="Use the grid's small version, if it has one: embedded recogniser, synthetic speech."
+        ),
     ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Repeat what failed before.")] = False,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the adapters of finished cells.")] = False,

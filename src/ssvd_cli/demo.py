@@ -14,7 +14,7 @@ def demo(
 ) -> None:
     """Adapt a small recogniser to synthetic child-like speech.
 
-    It is adapted by SSVD and by LoRA, and the error rates before and after are shown.
+    The recogniser is adapted with SSVD and with LoRA; the command shows the error rates before and after.
     """
     from ssvd.demo.demonstration import run_demo
 

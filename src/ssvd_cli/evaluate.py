@@ -57,7 +57,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and the hypotheses.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure error rates of a model and of adapters on it.
+    """Measure the error rates of a model and of its adapters.
 
     Word and character error rates have 95 % bootstrap intervals, and each adapter is compared with the base model.
     """

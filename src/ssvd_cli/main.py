@@ -18,11 +18,13 @@ class _Commands(LazyGroup):
     """All commands, in the order in which they are met."""
 
     table: ClassVar[Mapping[str, Entry]] = {
-        "prepare": Entry("ssvd_cli.prepare:app", "Check a corpus, choose utterances, and divide them."),
-        "data": Entry("ssvd_cli.data:app", "Check corpora, count what they hold, split them, choose from them."),
+        "prepare": Entry(
+            "ssvd_cli.prepare:app", "Check a corpus, select utterances, and divide them into train, dev and test."
+        ),
+        "data": Entry("ssvd_cli.data:app", "Check, count, split, select from and sample corpora."),
         "plan": Entry("ssvd_cli.plan:plan", "Show what each method would train at a budget, and at what cost."),
         "adapt": Entry("ssvd_cli.adapt:adapt", "Fine-tune a recogniser on a corpus."),
-        "evaluate": Entry("ssvd_cli.evaluate:evaluate", "Measure error rates of a model and of adapters on it."),
+        "evaluate": Entry("ssvd_cli.evaluate:evaluate", "Measure the error rates of a model and of its adapters."),
         "transcribe": Entry("ssvd_cli.transcribe:transcribe", "Print the text of audio files."),
         "merge": Entry("ssvd_cli.merge:merge", "Write an adapted model as a plain checkpoint."),
         "benchmark": Entry("ssvd_cli.benchmark:benchmark", "Compare methods at their best learning rates."),

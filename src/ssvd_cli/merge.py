@@ -22,7 +22,7 @@ def merge(
 ) -> None:
     """Write an adapted model as a plain checkpoint.
 
-    The checkpoint is one of Transformers or ESPnet, and needs nothing of this package.
+    Transformers or ESPnet loads the checkpoint without this package.
     """
     if len(names) not in (2, 3):
         raise CommandError("Write ssvd merge RUN OUT, or ssvd merge MODEL RUN OUT.")

@@ -48,7 +48,8 @@ By = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Balance = Annotated[
-    str | None, typer.Option(metavar="FIELD", help="Spread the values of this field, such as age, evenly over parts.")
+    str | None,
+    typer.Option(metavar="FIELD", help="Spread the values of this field, such as age, evenly over the parts."),
 ]
 SplitSeed = Annotated[int, typer.Option(help="Random seed of the division by speaker.")]
 Split = Annotated[str, typer.Option(help="Percentages of train, dev and test, which share no speaker.")]

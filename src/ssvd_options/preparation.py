@@ -117,8 +117,8 @@ class CgnOptions(_SplitOptions):
     )
     recordings: list[str] = Field(
         [],
-        description="File that lists the recordings to keep, or, as dev=FILE, those of one part, where the rest is "
-        "train.",
+        description="File that lists the recordings to keep, or, as dev=FILE, those of one part; the rest "
+        "becomes train.",
     )
     split: str = Field("70/10/20", description="Percentages of train, dev and test, which share no speaker.")
 

@@ -1,4 +1,4 @@
-"""`ssvd data`: look at corpora, and choose from them."""
+"""`ssvd data`: inspect corpora, and select from them."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -14,7 +14,7 @@ class _Commands(LazyGroup):
         "stats": Entry("ssvd_cli.data.stats:stats", "Count hours, utterances, speakers, words and lengths of corpora."),
         "split": Entry("ssvd_cli.data.split:split", "Split a corpus by speaker into train, dev and test."),
         "select": Entry("ssvd_cli.data.select:select", "Write the utterances of a corpus that meet all conditions."),
-        "sample": Entry("ssvd_cli.data.sample:sample", "Write utterances of a corpus that are drawn at random."),
+        "sample": Entry("ssvd_cli.data.sample:sample", "Write a random sample of the utterances of a corpus."),
         "shards": Entry("ssvd_cli.data.shards:shards", "Write the audio of a corpus into a few large files."),
     }
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Check corpora, count what they hold, split them, choose from them.",
+    help="Check, count, split, select from and sample corpora.",
 )
 
 

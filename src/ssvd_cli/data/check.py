@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssvd_cli.data.corpus import CorpusNames
-from ssvd_cli.options import Json, Language, Window
+from ssvd_cli.options import Json, Language
 from ssvd_cli.terminal import console, list_notes, progress
 
 
@@ -21,7 +21,9 @@ def check(
     model: Annotated[
         str | None, typer.Option(help="Also report utterances that this checkpoint cannot be trained on.")
     ] = None,
-    window: Window = None,
+    window: Annotated[
+        float | None, typer.Option(help="Length of the model's input in seconds; by default, the model's own.")
+    ] = None,
     language: Language = None,
     audio: Annotated[bool, typer.Option(help="Decode all audio to its end.")] = True,
     shortest: Annotated[float, typer.Option(min=0, help="Report utterances shorter than this, in seconds.")] = 0.3,
@@ -38,8 +40,8 @@ def check(
 ) -> None:
     """Find what is wrong with corpora.
 
-    Audio, texts, speech rates, duplicates, and speakers in two corpora are checked; give the parts of one division
-    together. The exit code is 1 if an error is among the findings.
+    The command checks audio, texts and speech rates, and looks for duplicates and for speakers in two corpora; give the
+    parts of one division together. The exit code is 1 if any finding is an error.
     """
     from ssvd.corpora.check import Check, Limits
 

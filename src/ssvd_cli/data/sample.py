@@ -23,9 +23,9 @@ def sample(
     seed: DrawSeed = 0,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Write utterances of a corpus that are drawn at random.
+    """Write a random sample of the utterances of a corpus.
 
-    The draw is the same each time, whatever the order of the utterances.
+    The same seed gives the same sample, whatever the order of the utterances.
     """
     check_cuts_file(out)
     from ssvd.corpora.sampling import sample as draw

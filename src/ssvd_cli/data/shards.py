@@ -24,8 +24,8 @@ def shards(
 ) -> None:
     """Write the audio of a corpus into a few large files.
 
-    This suits storage that is slow with many small files: training reads each (a Lhotse Shar) from start to end. An
-    interrupted command continues when it is given again.
+    This suits storage that is slow with many small files: training reads each file (in the format Lhotse Shar) from
+    start to end. If the command is interrupted, give it again to continue.
     """
     from ssvd.corpora.selection import select as choose
     from ssvd.corpora.shar_writing import write_shar

@@ -1,4 +1,4 @@
-"""`ssvd prepare`: corpora checked, chosen, and divided into train, dev and test."""
+"""`ssvd prepare`: check corpora, select utterances, and divide them into train, dev and test."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -38,10 +38,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     subcommand_metavar="myst|cgn|speechocean762|SOURCE [...] OUT",
-    help="Check a corpus, choose utterances, and divide them, the same way each time.\n\nOUT receives train, dev and "
-    "test as Lhotse cuts, their ids, a list of what was left out and why, and prepared.json, which states what was "
-    "done. A second run with the same options does nothing; an interrupted run continues. A source that is called "
-    "like a command is written with its folder, such as ./myst.",
+    help="Check a corpus, select utterances, and divide them into train, dev and test.\n\nThe same options give the "
+    "same division each time. OUT receives train, dev and test as Lhotse cuts, their ids, a list of what was left out "
+    "and why, and prepared.json, which states what was done. A second run with the same options does nothing; an "
+    "interrupted run continues. If a source has the name of a command, write it with its folder, such as ./myst.",
 )
 
 
