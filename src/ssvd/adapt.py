@@ -104,7 +104,7 @@ def _check_budget(speech: Recogniser, layers: list[str], options: AdaptOptions) 
 
 
 def _make_trainable(speech: Recogniser, layers: list[str], options: AdaptOptions) -> None:
-    """Wrap the recogniser's network by the method, with randomness that follows from the seed."""
+    """Add the method's adapter to the recogniser's network; the seed determines its random start."""
     torch.manual_seed(options.seed)
     speech.module = apply_method(
         speech.module, options.method, layers, Budget.parse(options.budget), options.also_train, options.token_stride
@@ -165,7 +165,7 @@ def _result(training: Adaptation) -> RunResult:
 
 
 def _warn(training: Adaptation, result: RunResult, progress: Progress) -> None:
-    """Say what makes a result doubtful."""
+    """Report what makes a result doubtful."""
     least = training.least_orthogonal()
     if least and result.method not in ("ssvd strict", "ssvd none") and least[1] > ORTHOGONALITY_LIMIT:
         progress.say(

@@ -3,7 +3,7 @@
     python -m ssvd.espnet_plugin -m espnet2.bin.s2t_train --config conf/tuning/train_ssvd.yaml ...
 
 runs a module of ESPnet with the methods registered; in a recipe, `./s2t.sh --python "python -m ssvd.espnet_plugin"`. In
-Python, `import ssvd.espnet_plugin` before the model is built. The YAML then says
+Python, `import ssvd.espnet_plugin` before the model is built. The YAML then has
 
     use_adapter: true
     adapter: ssvd                      # or ssvd_strict, dora, pissa, vera, svft, psoft, oft, peft_lora, ...
@@ -12,7 +12,8 @@ Python, `import ssvd.espnet_plugin` before the model is built. The YAML then say
         budget: p=0.4                  # see ssvd.methods.Budget.parse
     save_strategy: required_grad_only
 
-What ESPnet saves holds the adapter and no frozen weight; decoding, as training, starts from `base_model_file`.
+The checkpoints that ESPnet saves hold the adapter and no frozen weight; decoding, like training, starts from
+`base_model_file`.
 """
 
 import runpy
@@ -27,7 +28,7 @@ from ssvd.methods import METHODS, Budget, Method, apply_method
 from ssvd.recognisers.espnet_checkpoint import espnet_importable, load_weights
 
 with espnet_importable():
-    import espnet2.layers.augmentation  # noqa: F401  # from now on ESPnet does not miss torchaudio
+    import espnet2.layers.augmentation  # noqa: F401  # after this, ESPnet works without torchaudio
     from espnet2.layers.create_adapter import create_adapter_fn_table
 
 __all__ = ["register"]
@@ -44,7 +45,7 @@ def register() -> None:
 
 
 def adapter_name(method: Method) -> str:
-    """What ESPnet's YAML calls a method."""
+    """Return the name of a method in ESPnet's YAML."""
     return "peft_lora" if method.name == "lora" else method.name.replace(" ", "_").replace("-", "_")
 
 
@@ -63,7 +64,7 @@ def _creation(method: Method) -> Any:
         Args:
             model: Model of ESPnet, whose weights may still be random.
             base_model_file: File (.pth) of the base model.
-            budget: See `ssvd.methods.Budget.parse`; or the method's own number under its name, as `rank: 32`.
+            budget: See `ssvd.methods.Budget.parse`; or the method's own setting under its name, such as `rank: 32`.
             layers: Ends of the names of the linear layers to adapt; default all but those of CTC.
             also_train: Modules to train in full; see `ssvd.methods.apply_method`.
             token_stride: See `ssvd.methods.apply_method`.
@@ -88,13 +89,13 @@ def _creation(method: Method) -> Any:
 
 
 def _linear_layers(model: nn.Module) -> list[str]:
-    """Those of encoder and decoder, the decoder's output among them, as in the paper."""
+    """Return the names of the linear layers of encoder and decoder, including the decoder's output, as in the paper."""
     linear = (name for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
     return [name for name in linear if not name.startswith("ctc.")]
 
 
 def _check_loaded(model: nn.Module, keys: Any) -> None:
-    """ESPnet loads with strict=False: parameters of an adapter that a file lacks would stay at their start."""
+    """Refuse a file without the adapter's parameters: ESPnet loads with strict=False and would ignore their absence."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if missing := trained & set(keys.missing_keys):
         raise UserError(

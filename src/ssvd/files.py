@@ -12,7 +12,7 @@ from typing import IO, Any
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write in: it stands at `path` once all is written, and until then what stood there before."""
+    """Open a file to write; it replaces what is at `path` only when the block ends without an error."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         yield file
@@ -20,28 +20,28 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON; the file whole or not at all."""
+    """Write a value as JSON; the file is written whole or not at all."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write text; the file whole or not at all."""
+    """Write text; the file is written whole or not at all."""
     with whole_file(path) as file:
         file.write(text.encode())
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON object a line, the file whole or not at all; its folder is made."""
+    """Write one JSON object per line; the file is written whole or not at all, and its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
 class Journal:
-    """JSON Lines that grow while work is done: a kill costs the last line at most, the next `Journal` reads the rest.
+    """JSON Lines that grow while work is done: a kill loses at most the last line; the next `Journal` reads the rest.
 
     Attributes:
-        rows: What stood in the file when it was opened.
+        rows: The rows that were in the file when it was opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +68,7 @@ class Journal:
 
 
 def is_disk_error(error: Exception) -> bool:
-    """Whether an error of writing means a full disk or quota, in the words of whatever library wrote."""
+    """Return whether an error means a full disk or quota, whichever library raised it."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     words = ("file write failed", "No space left", "quota exceeded", "File too large")
@@ -76,7 +76,7 @@ def is_disk_error(error: Exception) -> bool:
 
 
 def state_of(path: Path) -> str:
-    """What changes when a file changes, or a file that lies directly in a folder."""
+    """Return a hash that changes when the file changes or, for a folder, when a file directly in it changes."""
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]

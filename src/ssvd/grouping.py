@@ -30,7 +30,7 @@ class Grouping:
         return cls(field, limits)
 
     def group(self, value: Any) -> tuple[tuple[int, float, str], str]:
-        """(sort key, label) of a value of the field: numbers and bands in order, then text, "(other)", UNKNOWN."""
+        """Return (sort key, label) of a field's value: numbers and bands in order, then text, "(other)", UNKNOWN."""
         if value is None or value == "":
             return (3, 0.0, ""), UNKNOWN
         if not isinstance(value, int | float):

@@ -14,10 +14,10 @@ from ssvd.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU where there is one.
+    """Return the device of that name; "auto" is a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: There is none here.
+        UserError: This machine has no such device.
     """
     available = {
         "auto": True,
@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def hardware(device: torch.device) -> str:
-    """The machine in words, for results."""
+    """Describe the machine in words, for results."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -45,7 +45,7 @@ def hardware(device: torch.device) -> str:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Begin anew to look for the most memory; on CPUs other than Linux's the process keeps its own."""
+    """Reset the peak of memory use; on a CPU, this has an effect on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -56,7 +56,7 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the most since `forget_peak_memory`: allocated on a GPU, or held by the whole process on a CPU."""
+    """Return the peak since `forget_peak_memory` in bytes: allocated on a GPU, or held by the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -70,8 +70,9 @@ def peak_memory(device: torch.device) -> int:
 def keep_freed_memory() -> None:
     """Make this process keep memory that it frees for its next tensor, where the C library is glibc; else do nothing.
 
-    By default glibc returns large blocks to the system and takes them anew: on a CPU the kernel then clears pages in
-    6 to 16 % of the time of a training step (docs/performance.md). The memory of a process no longer shrinks.
+    By default glibc returns large blocks to the system and requests them again; on a CPU, the kernel then spends 6 to
+    16 % of the time of a training step on clearing pages (docs/performance.md). The memory of a process that keeps
+    freed memory does not shrink.
     """
     if platform.libc_ver()[0] != "glibc":
         return

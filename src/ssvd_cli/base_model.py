@@ -8,7 +8,7 @@ from ssvd_cli.errors import CommandError
 def model_and_rest(
     names: Sequence[str], runs: Sequence[str], adapters: Sequence[str], rest: str
 ) -> tuple[str, list[str], list[str]]:
-    """Tell the base model from the other arguments of a command.
+    """Separate the base model from the other arguments of a command.
 
     Args:
         names: The arguments: [MODEL] and others; MODEL is there unless there are runs.

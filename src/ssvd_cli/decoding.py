@@ -1,4 +1,4 @@
-"""How a command decodes, from its options."""
+"""Settings of decoding from a command's options."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The command `ssvd`: it parses, calls, and prints."""
+"""The command `ssvd`: its options and commands, which are imported when they are called."""
 
 import sys
 import warnings
@@ -15,7 +15,7 @@ from ssvd_cli.terminal import errors
 
 
 class _Commands(LazyGroup):
-    """All commands, in the order in which they are met."""
+    """All commands, in the order in which they are usually needed."""
 
     table: ClassVar[Mapping[str, Entry]] = {
         "prepare": Entry(
@@ -59,7 +59,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; a mistake of the user is one sentence and exit code 2."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries speaking to programmers
+    warnings.filterwarnings("ignore", category=FutureWarning)  # such warnings of libraries are for programmers
     try:
         app(prog_name="ssvd")
     except SystemExit as error:

@@ -1,4 +1,4 @@
-"""What the commands print with."""
+"""Consoles, lists and progress bars that the commands print with."""
 
 import logging
 import warnings
@@ -26,7 +26,7 @@ errors = Console(stderr=True, soft_wrap=True)
 
 
 def list_notes(notes: Iterable[str]) -> None:
-    """Say what was taken for granted."""
+    """Print notes on what was assumed, such as which columns are used."""
     for note in notes:
         errors.print(escape(note), highlight=False)
 
@@ -41,7 +41,7 @@ def list_skipped(skipped: list[Any]) -> None:
 
 @contextmanager
 def progress(doing: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on a terminal while something is done; it is told what is done, and of how many where that is known."""
+    """Show a progress bar on a terminal; call the result with the steps done and all steps, None if not known."""
     columns = TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("", total=None)
@@ -104,7 +104,7 @@ def prepare_for_training() -> None:
 
 
 def in_bytes(size: int | None) -> str:
-    """A size in words; "" for none."""
+    """Return a size in bytes in words; "" for none."""
     if not size:
         return ""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"

@@ -34,7 +34,7 @@ class PreparationOptions(BaseModel, ABC):
     @property
     @abstractmethod
     def portions(self) -> dict[str, float]:
-        """The share of each part, as a fraction; parts without a share are left out."""
+        """Return the share of each part, as a fraction; parts without a share are left out."""
 
 
 class _SplitOptions(PreparationOptions):
@@ -53,7 +53,7 @@ class _SplitOptions(PreparationOptions):
 
     @property
     def portions(self) -> dict[str, float]:
-        """The share of each part, as a fraction; parts without a share are left out."""
+        """Return the share of each part, as a fraction; parts without a share are left out."""
         shares = map(float, self.split.split("/"))
         return {part: share / 100 for part, share in zip(PARTS, shares, strict=True) if share}
 
@@ -92,7 +92,7 @@ class MystOptions(_SplitOptions):
 
     @property
     def filtered(self) -> list[str]:
-        """The parts that are filtered; none without a model."""
+        """Return the parts that are filtered; none without a model."""
         return self.filter_parts.split(",") if self.filter_model else []
 
 
@@ -134,14 +134,14 @@ class CgnOptions(_SplitOptions):
 
     @property
     def letters(self) -> str:
-        """The letters of the components to take, in order."""
+        """Return the letters of the components to take, in order."""
         if self.selection is not None:
             return SELECTIONS[self.selection]
         return "".join(sorted((self.components or COMPONENTS).replace(",", "")))
 
     @property
     def chosen_varieties(self) -> list[str]:
-        """The varieties to take, in order."""
+        """Return the varieties to take, in order."""
         return sorted(self.varieties.split(","))
 
 
@@ -155,5 +155,5 @@ class Speechocean762Options(PreparationOptions):
 
     @property
     def portions(self) -> dict[str, float]:
-        """The shares of train and dev in the official train part, as fractions."""
+        """Return the shares of train and dev in the official train part, as fractions."""
         return {"train": 1 - self.dev / 100, "dev": self.dev / 100} if self.dev else {"train": 1.0}

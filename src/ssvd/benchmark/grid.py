@@ -159,7 +159,7 @@ class Group:
 
     @property
     def id(self) -> str:
-        """The name of the group, fit for a file."""
+        """Return the name of the group, suitable as a file name."""
         parts = self.model, self.corpus, self.method.replace(" ", "-"), self.budget.replace("%", "pc")
         return "_".join(part for part in parts if part)
 

@@ -2,7 +2,7 @@
 
 `ssvd benchmark` fills a folder file by file, so that it can be killed and continued:
 
-    cells/ID.json            a `Result`: a trained and tested model, or the untouched one (method "frozen")
+    cells/ID.json            a `Result`: a trained and tested model, or the base model (method "frozen")
     trials/ID.json           a `Trial`: a run at one learning rate, scored on dev only
     failures/ID.json         a `Failure`: what went wrong
     hypotheses/ID/NAME.jsonl texts of the test set ("test") and of each source corpus, a line per utterance
@@ -107,7 +107,7 @@ class Trial(_Record):
     learning_rate: float | None
     series: list[Epoch]
     best_epoch: int
-    best_dev_wer: float | None  # None for the untouched model
+    best_dev_wer: float | None  # None for the base model
     training_seconds: float
     peak_memory_bytes: int
     adapter_bytes: int  # of the weights that are to be stored

@@ -44,7 +44,7 @@ Execute = Callable[[Grid, Path, Sequence[Task], str], Iterator[Outcome]]
 
 @dataclass(frozen=True)
 class GroupState:
-    """How far a group is: the tasks that can be done now, and the numbers of tasks done and of all its tasks."""
+    """The progress of a group: the tasks that can be done now, and the numbers of tasks done and of all its tasks."""
 
     ready: list[Task]
     done: int
@@ -195,7 +195,7 @@ def run_locked(grid: Grid, out: Path, task: Task, device: str) -> str | None:
 
 
 def group_state(grid: Grid, out: Path, group: Group) -> GroupState:
-    """Return how far a group is, by the records that exist.
+    """Return the progress of a group, according to the records that exist.
 
     Raises:
         UserError: A record cannot be read.
@@ -225,7 +225,7 @@ def group_state(grid: Grid, out: Path, group: Group) -> GroupState:
 
 
 def _state(trainings: Sequence[Task], tests: Sequence[Task], out: Path) -> GroupState:
-    """Return how far trainings and tests are; a test needs the training of its seed."""
+    """Return the progress of trainings and tests; a test needs the training of its seed."""
     untrained = [task for task in trainings if not _is_done(out, task)]
     waiting = {task.seed for task in untrained}
     untested = [task for task in tests if not _is_done(out, task)]
@@ -268,7 +268,7 @@ def _reachable(grid: Grid, out: Path, device: str, progress: Progress) -> list[G
 
 def _check_folder(out: Path) -> None:
     """Refuse a folder that holds something else than results."""
-    of_a_start = {_PREPARE_LOCK, "grid.yaml", "grid.yaml.partial"}  # of another process that has just begun
+    of_a_start = {_PREPARE_LOCK, "grid.yaml", "grid.yaml.partial"}  # of another process that has just started
     others = out.exists() and (not out.is_dir() or any(path.name not in of_a_start for path in out.iterdir()))
     if others and not (out / "grid.yaml").is_file():
         raise UserError(f"{out} is not empty and holds no results: choose another folder.")

@@ -59,7 +59,7 @@ _FROM_RUN = {
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work that leaves one record: a training, or a test of a trained or the untouched model.
+    """A piece of work that leaves one record: a training, or a test of a trained model or of the base model.
 
     Attributes:
         group: The method at a budget, on a model and a corpus.
@@ -77,18 +77,18 @@ class Task:
 
     @property
     def id(self) -> str:
-        """The id of its record."""
+        """Return the id of the task's record."""
         rate = "" if self.learning_rate is None else f"_lr={self.learning_rate:g}"
         return f"{self.group.id}{rate}_seed={self.seed}"
 
     @property
     def kind(self) -> type[Trial]:
-        """The kind of its record."""
+        """Return the kind of the task's record."""
         return Result if self.learning_rate is None else Trial
 
     @property
     def cell(self) -> Cell:
-        """What is compared with what."""
+        """Return the cell of the comparison that the task belongs to."""
         group = self.group
         return Cell(model=group.model, corpus=group.corpus, method=group.method, budget=group.budget, seed=self.seed)
 
@@ -221,7 +221,7 @@ def _can_continue(run: Path, options: AdaptOptions) -> bool:
 
 
 def _test(grid: Grid, out: Path, task: Task, device: str, started: datetime) -> Result:
-    """Decode and score the test set and the source corpora once, with the trained model or the untouched one."""
+    """Decode and score the test set and the source corpora once, with the trained model or the base model."""
     group, where = task.group, pick_device(device)
     forget_peak_memory(where)
     speech = _load_tested(grid, out, task, where)
@@ -259,7 +259,7 @@ def _test(grid: Grid, out: Path, task: Task, device: str, started: datetime) -> 
 
 
 def _load_tested(grid: Grid, out: Path, task: Task, device: torch.device) -> Recogniser:
-    """Return the model of a test: with the adapter of its training, or untouched."""
+    """Return the model of a test: with the adapter of its training, or the base model without one."""
     checkpoint = grid.checkpoint(task.group.model)
     window, language = grid.training.get("window"), grid.training.get("language")
     if task.chosen is None:
@@ -272,7 +272,7 @@ def _load_tested(grid: Grid, out: Path, task: Task, device: torch.device) -> Rec
 
 
 def _training_of(grid: Grid, out: Path, task: Task, device: torch.device) -> Trial | dict[str, Any]:
-    """Return the trial of a test's training, or what stands in its place for the untouched model."""
+    """Return the trial of a test's training, or what replaces it for the base model."""
     if task.chosen is not None:
         return read_record(record_path(out, Trial, Task(task.group, task.seed, task.chosen).id), Trial)
     return {

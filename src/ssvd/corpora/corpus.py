@@ -46,7 +46,7 @@ class OpenCorpus:
 
     @property
     def length(self) -> int | None:
-        """The number of rows; None where it is not known beforehand."""
+        """Return the number of rows; None if it is not known beforehand."""
         return len(self.rows) if isinstance(self.rows, Sized) else None
 
 

@@ -33,13 +33,13 @@ COLORS = {"ssvd": "#0b6e4f", "lora": "#c8553d"}
 
 @dataclass(frozen=True)
 class System:
-    """The untouched model or an adapted one: what adaptation gained and what it cost.
+    """The base model or an adapted one: what adaptation gained and what it cost.
 
     Attributes:
         label: What tables and plots call it.
         child: Score on the child-like test utterances.
         adult: Score on the adult test utterances.
-        training: Result of the training; None for the untouched model.
+        training: Result of the training; None for the base model.
     """
 
     label: str
@@ -68,7 +68,7 @@ def run_demo(out: Path, seed: int, progress: Progress = SILENT) -> dict[str, Sys
         progress: What the demonstration reports to.
 
     Returns:
-        The untouched model ("base") and the adapted ones, by name of the method.
+        The base model ("base") and the adapted ones, by name of the method.
 
     Raises:
         UserError: `out` holds something other than the results of an earlier demonstration.
@@ -216,7 +216,7 @@ def _save(figure: Figure, axes: Axes, path: Path) -> None:
 
 
 def _examples(folder: Path, runs: dict[str, Path]) -> list[dict[str, str]]:
-    """Return three test utterances in which the untouched model made errors, with the texts of every system."""
+    """Return three test utterances in which the base model made errors, with the texts of every system."""
     texts: dict[str, dict[str, str]] = {}
     for system, name in {BASE: BASE, **{method: run.name for method, run in runs.items()}}.items():
         path = folder / f"{name}-child-test-metadata.jsonl"

@@ -194,7 +194,7 @@ def utterances(kind: Kind, count: int, speakers: int, seed: int) -> Iterator[tup
 
 
 def write_corpus(folder: Path, kind: Kind, count: int, speakers: int, seed: int) -> Path:
-    """Write synthetic utterances as 16 kHz FLAC, then a table `metadata.csv` beside them; return the table's path."""
+    """Write synthetic utterances as 16 kHz FLAC, then a table `metadata.csv` in the same folder; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     text_of_table = io.StringIO()
     rows = csv.writer(text_of_table)

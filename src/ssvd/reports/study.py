@@ -89,7 +89,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The method and its budget."""
+        """Return the method and its budget."""
         return f"{self.method} {self.budget}".strip()
 
 
@@ -113,7 +113,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        """The model and the corpus."""
+        """Return the model and the corpus."""
         return f"{self.model} on {self.corpus}"
 
     def row(self, method: str, budget: str = "") -> Row | None:
@@ -122,7 +122,7 @@ class Study:
 
     @property
     def best(self) -> Row | None:
-        """The adapted row with the lowest WER on dev, and of equal ones the smallest: chosen without the test set.
+        """Return the adapted row with the lowest WER on dev; of equal ones, that with the fewest trained parameters.
 
         Rows with fewer seeds than others are not considered.
         """

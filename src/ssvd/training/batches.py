@@ -20,11 +20,11 @@ class Batching(Protocol):
     def __len__(self) -> int: ...
 
     def shuffled(self, generator: torch.Generator) -> Sequence[Tensor]:
-        """Return the batches of one pass, each the indices of its utterances, drawn from `generator` alone."""
+        """Return the batches of one pass, each the indices of its utterances, drawn with `generator` only."""
 
 
 class ByCount:
-    """Batches of `batch_size` utterances; each pass leaves out those, drawn anew, that do not fill a batch."""
+    """Batches of `batch_size` utterances; a pass leaves out the last in its order if they do not fill one."""
 
     def __init__(self, utterances: int, batch_size: int) -> None:
         self._utterances = utterances
@@ -43,9 +43,10 @@ class BySeconds:
     """Batches of utterances of similar length that hold at most `seconds`, including padding to the longest.
 
     Utterances are sorted into buckets that hold equally many seconds, as by Lhotse's `DynamicBucketingSampler`. Here
-    each bucket has a fixed number of batches, set by its longest utterance, so that the schedule can count on them, an
-    epoch's batches can be found without drawing those before, and a pass over a million utterances takes a second to
-    draw. An utterance longer than `seconds` is a batch of its own. Each pass sees every utterance once.
+    each bucket has a fixed number of batches, set by its longest utterance, so that the learning-rate schedule knows
+    their number, an epoch's batches can be found without drawing those of earlier epochs, and a pass over a million
+    utterances is drawn in 0.3 s. An utterance longer than `seconds` is a batch of its own. Each pass contains every
+    utterance once.
 
     Args:
         lengths: Lengths of the utterances as the model pads them, in seconds.
@@ -77,7 +78,7 @@ class BySeconds:
 
 
 class InGroups:
-    """Batches of one group of utterances after another; the order of the groups is drawn anew in each pass.
+    """Batches of one group of utterances after another; the order of the groups is drawn again in each pass.
 
     Args:
         batchings: How each group is divided into batches; each counts its utterances from 0.

@@ -33,13 +33,13 @@ class Loading:
     ) -> DataLoader[Any]:
         """Return a loader of the batches of an epoch, collated.
 
-        Workers are started anew for each epoch, which takes 15 ms each as they are forked, so that nothing they read
-        depends on what they read before.
+        Workers are started again for each epoch, so that nothing they read depends on what they read before. When
+        they are forked, this takes 15 ms each.
 
         Args:
             batches: The cuts of each batch; iterated in this process.
             collate: Makes a batch of the cuts; it runs in a worker, so it must not touch a GPU.
-            change: Changes each cut before; None leaves them as they are.
+            change: Changes each cut before it is collated; None leaves the cuts as they are.
         """
         return DataLoader(
             _Changed(change),

@@ -252,12 +252,12 @@ class Adaptation(lightning.LightningModule):
 
     @property
     def kept_folder(self) -> Path:
-        """Where the best adapter is kept, or after full fine-tuning the best model."""
+        """Return the folder of the best adapter or, after full fine-tuning, of the best model."""
         return self.run_folder / ("adapter" if isinstance(self.network, PeftModel) else "model")
 
     @property
     def best(self) -> Epoch:
-        """The first of the epochs with the lowest dev WER."""
+        """Return the first of the epochs with the lowest dev WER."""
         return min(self.series, key=lambda epoch: epoch.dev_wer)
 
     def least_orthogonal(self) -> tuple[str, float] | None:
@@ -292,7 +292,7 @@ class Adaptation(lightning.LightningModule):
         checkpoint["progress"] = {"series": series, "seconds": self.seconds, "text_style": self.text_style}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what the checkpoint knows of the run."""
+        """Restore what the checkpoint knows of the run."""
         progress = checkpoint["progress"]
         self.series = [Epoch(**row) for row in progress["series"]]
         self.seconds, self.text_style = progress["seconds"], progress["text_style"]
@@ -300,7 +300,7 @@ class Adaptation(lightning.LightningModule):
     # -- texts
 
     def write_texts_in_style(self) -> None:
-        """Write the training texts as the untouched model writes, where the options leave the style to it."""
+        """Write the training texts in the style of the base model's output, if the option text_style is auto."""
         if self.text_style == "auto":
             texts = [field_value(cut, "text") for cut in self.data.train]
             self.text_style, reason = choose_style(texts, [text for _, text in self._hypotheses])

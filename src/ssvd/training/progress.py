@@ -1,10 +1,10 @@
-"""The one channel on which a training or an evaluation reports what it does."""
+"""The interface by which a training or an evaluation reports its progress."""
 
 from typing import IO, Protocol
 
 
 class Progress(Protocol):
-    """What long work reports to whoever started it."""
+    """What a long computation reports to its caller."""
 
     def say(self, message: str, *, warning: bool = False) -> None:
         """Report a sentence; `warning` marks one that asks for the user's attention."""
@@ -21,7 +21,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Progress that nobody follows."""
+    """Progress that is not shown."""
 
     def say(self, message: str, *, warning: bool = False) -> None:
         """Ignore a sentence."""

@@ -53,7 +53,7 @@ class RunResult(_Report):
         trainable_parameters: Number of trained parameters.
         trainable_share: The same as a share of the base model's parameters.
         zero_shot_dev_wer: WER on the dev utterances before training, a fraction.
-        best_epoch: The epoch whose adapter was kept; 0 where none was better than the untouched model.
+        best_epoch: The epoch whose adapter was kept; 0 if none was better than the base model.
         best_dev_wer: WER on the dev utterances after that epoch, a fraction.
         normaliser: Text normaliser of the error rates.
         decoding: Settings of decoding.

@@ -32,7 +32,7 @@ def choose_style(labels: Iterable[str], hypotheses: Iterable[str]) -> tuple[str,
 
     Args:
         labels: Texts to train on.
-        hypotheses: Texts as the untouched model writes them.
+        hypotheses: Texts as the base model writes them.
 
     Returns:
         A style of `STYLES`, and a sentence on why it was chosen; ("keep", "") where labels stay as they are.

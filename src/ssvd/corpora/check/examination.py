@@ -1,4 +1,4 @@
-"""The examination of single utterances: their audio, text, length and sampling rate."""
+"""Examination of single utterances: their audio, text, length and sampling rate."""
 
 import hashlib
 import math
@@ -59,7 +59,7 @@ class Examination(NamedTuple):
 
 @dataclass(frozen=True)
 class Examiner:
-    """Examines utterances one by one.
+    """An examiner of utterances, one by one.
 
     Attributes:
         limits: What is required of them.
@@ -141,7 +141,7 @@ def _examine_text(text: str, rate: float) -> list[Problem]:
 
 
 def _segment(cut: Cut) -> str:
-    """Describe the file and the segment of it, which stand for audio that is not decoded."""
+    """Describe the file and the segment, which identify audio that is not decoded."""
     return f"{cut.recording.sources[0].source}\0{cut.start}\0{cut.duration}\0{cut.channel}"
 
 

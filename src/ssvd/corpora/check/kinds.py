@@ -56,5 +56,5 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How serious it is."""
+        """Return the severity of the kind of finding."""
         return KINDS[self.kind].severity

@@ -145,7 +145,7 @@ class View:
 
     @property
     def level_fits(self) -> bool:
-        """Whether the level can be drawn without squeezing the series."""
+        """Return whether the level can be drawn without compressing the series."""
         if self.level is None:
             return False
         points = [point for series in self.series for point in series.points]
