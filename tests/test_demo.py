@@ -45,7 +45,7 @@ def test_shows_what_each_method_gained_and_cost_and_calls_it_synthetic(shown):
         assert f"{system['child-test']['wer']:.1%}" in text and f"{system['adult-test']['wer']:.1%}" in text
 
 
-def test_transcripts_are_of_utterances_that_the_untouched_model_got_wrong(shown):
+def test_transcripts_are_of_utterances_that_the_base_model_got_wrong(shown):
     out, told, _ = shown
     examples = json.loads((out / "summary.json").read_text())["examples"]
     assert len(examples) == 3

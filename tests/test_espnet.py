@@ -380,8 +380,8 @@ def test_the_commands_take_owsm_as_they_take_whisper(method, owsm, stock, corpor
     assert [row["system"] for row in scores] == ["base", str(made)]
     lines = (tmp_path / "scores/hypotheses/run-metadata.jsonl").read_text().splitlines()
     adapted = {row["id"]: row["hypothesis"] for row in map(json.loads, lines)}
-    untouched = (tmp_path / "scores/hypotheses/base-metadata.jsonl").read_text().splitlines()
-    assert adapted != {row["id"]: row["hypothesis"] for row in map(json.loads, untouched)}
+    base = (tmp_path / "scores/hypotheses/base-metadata.jsonl").read_text().splitlines()
+    assert adapted != {row["id"]: row["hypothesis"] for row in map(json.loads, base)}
     cuts = [cut for cut in read_corpus(table).cuts if cut.id in adapted][:4]
     merged = tmp_path / "merged"
     run("merge", owsm, made, merged)

@@ -186,7 +186,7 @@ def _labels(adapters: Sequence[str | Path]) -> dict[str, str]:
     """Return a short name for each system, the base model first, fit for a file."""
     names = short_names(adapters, "adapters")
     if BASE in names:
-        raise UserError(f"An adapter must not be called {BASE!r}, which stands for the untouched model; rename it.")
+        raise UserError(f"An adapter must not be called {BASE!r}, which stands for the base model; rename it.")
     return dict(zip([BASE, *map(str, adapters)], [BASE, *names], strict=True))
 
 

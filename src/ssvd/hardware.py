@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
     }
     if not available.get(name):
         usable = ", ".join(device for device, there in available.items() if there)
-        raise UserError(f"There is no device {name!r} here; choose one of {usable} with --device.")
+        raise UserError(f"There is no device {name!r} here; choose one of {usable}.")
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():

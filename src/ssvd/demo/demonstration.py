@@ -27,7 +27,7 @@ CORPORA: dict[str, tuple[Kind, int, int, int]] = {  # name: kind, utterances, sp
     "adult-test": ("adult", 200, 20, 4),
 }
 EPOCHS = 6
-METHODS = {"ssvd": "SSVD, p = 40 %", "lora": "LoRA, as many trainables"}
+METHODS = {"ssvd": "SSVD, p = 40 %", "lora": "LoRA, as many parameters"}
 COLORS = {"ssvd": "#0b6e4f", "lora": "#c8553d"}
 
 
