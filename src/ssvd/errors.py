@@ -1,4 +1,9 @@
-"""The errors that users meet."""
+"""The errors that users meet, and how what they gave is shown in them."""
+
+import reprlib
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 120
 
 
 class UserError(Exception):
@@ -21,3 +26,16 @@ class StoppedError(UserError):
 
     def __str__(self) -> str:
         return "; ".join(self.args)
+
+
+def shortened(value: object) -> str:
+    """Return a value for a message as Python writes it, cut where it is long; any value that a file can hold."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python does not write out numbers of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def printable(text: str) -> str:
+    """Return a text that can be printed and stored: names of files may hold bytes that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,22 +1,44 @@
-"""Files that survive a kill: written whole or not at all, or growing line by line."""
+"""Files that survive a kill and a full disk: written whole or not at all, or growing line by line.
+
+Everything that this package writes for a user goes through this module, and nothing of the user's is lost by it: no
+output may be an input, and what a command did not write itself is not replaced unless the user named it.
+"""
 
 import errno
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from ssvd.documents import checked, parse_json
+from ssvd.errors import UserError
+
+Row = TypeVar("Row", bound=BaseModel)
+
+_STAGING = ".ssvd-partial"  # the folder in which files wait until all of them are written
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file to write; it replaces what is at `path` only when the block ends without an error."""
+    if path.exists() and not path.is_file():  # a device or a pipe stays what it is
+        with path.open("wb") as file:
+            yield file
+        return
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        yield file
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -27,38 +49,177 @@ def write_json(path: Path, value: Any) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write text; the file is written whole or not at all."""
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(_encoded(text))
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object per line; the file is written whole or not at all, and its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        file.writelines(_encoded(json.dumps(row, ensure_ascii=False) + "\n") for row in rows)
 
 
-class Journal:
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # names of files may not be UTF-8; JSON reads "\\udcb7" as it was
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Make a folder to write into; what is written is at `path` only when the block ends without an error.
+
+    Raises:
+        UserError: `path` is neither new nor empty; what a killed process left of such a block does not count.
+    """
+    check_new(path)
+    existed = path.exists()
+    try:
+        with _staging(path) as staging:
+            yield staging
+            for part in list(staging.iterdir()):
+                part.rename(path / part.name)
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def check_new(path: Path) -> None:
+    """Refuse a folder to write that is neither new nor empty.
+
+    Raises:
+        UserError: It is not.
+    """
+    if path.exists() and (not path.is_dir() or any(part.name != _STAGING for part in path.iterdir())):
+        raise UserError(f"{path} is not empty; give a new folder.")
+
+
+@contextmanager
+def replaced_files(folder: Path, names: Sequence[str], record: str) -> Iterator[Path]:
+    """Make a folder for files that replace those of `folder` together, when the block ends without an error.
+
+    Those of `names` that are not written again are removed.
+
+    Args:
+        folder: Where the files go; it is made.
+        names: Paths in it, in the order in which they are put there.
+        record: The file of it with the SHA-256 of each, by which `check_own` knows them again.
+
+    Raises:
+        UserError: As `check_own`.
+    """
+    check_own(folder, names, record)
+    with _staging(folder) as staging:
+        yield staging
+        new = {name: _sha256(staging / name) for name in names if (staging / name).is_file()}
+        former = {name: _sha256(folder / name) for name in names if (folder / name).is_file()}
+        # Whenever the process is killed, what is there is known again.
+        _write_sums(folder / record, [*former.items(), *new.items()])
+        for name in names:
+            if name in new:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (staging / name).replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        _write_sums(folder / record, list(new.items()))
+
+
+def check_own(folder: Path, names: Sequence[str], record: str) -> None:
+    """Check that a command may replace files: that they do not exist, or are as `replaced_files` wrote them.
+
+    Raises:
+        UserError: A file is somebody else's, or was changed since.
+    """
+    try:
+        sums = {tuple(line.split("  ", 1)) for line in (folder / record).read_text(encoding="utf-8").splitlines()}
+    except (OSError, UnicodeDecodeError):
+        sums = set()
+    for name in names:
+        path = folder / name
+        if path.exists() and not (path.is_file() and (_sha256(path), name) in sums):
+            raise UserError(
+                f"{path} exists already and is not what this command wrote; give another folder, or move that file."
+            )
+
+
+def check_not_input(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Check that no file that is to be written is one that is read, by whatever path: links count.
+
+    Raises:
+        UserError: One is.
+    """
+    existing = [path for path in outputs if path.exists()]
+    if not existing:
+        return
+    for source in inputs:
+        for path in existing:
+            if source.exists() and path.samefile(source):
+                raise UserError(
+                    f"{path} is read by this command, which would overwrite it; give another file to write."
+                )
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Make a folder inside of another one, in the same file system, for as long as the block lasts."""
+    staging = folder / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_sums(path: Path, sums: Sequence[tuple[str, str]]) -> None:
+    write_whole(path, "".join(f"{digest}  {name}\n" for name, digest in sums))
+
+
+class Journal(Generic[Row]):
     """JSON Lines that grow while work is done: a kill loses at most the last line; the next `Journal` reads the rest.
+
+    Args:
+        path: The file.
+        kind: What each line holds.
 
     Attributes:
         rows: The rows that were in the file when it was opened.
+
+    Raises:
+        UserError: A line is damaged; the file is left as it is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[Row]) -> None:
         data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+        end = data.rfind(b"\n") + 1
+        if not (data.startswith(b'{"', end) or b'{"'.startswith(data[end:])):  # no line of a journal that was killed
+            end = len(data)
+        self.rows = [self._row(path, number, line, kind) for number, line in enumerate(data[:end].splitlines(), 1)]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("r+b" if data else "wb")
-        self._file.truncate(len(whole))
-        self._file.seek(len(whole))
+        self._file.truncate(end)
+        self._file.seek(end)
 
-    def add(self, row: dict[str, Any]) -> None:
+    @staticmethod
+    def _row(path: Path, number: int, line: bytes, kind: type[Row]) -> Row:
+        try:
+            return checked(kind, parse_json(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path}:{number}: the line is damaged ({error}); remove the file to begin again, or move it away."
+            ) from None
+
+    def add(self, row: Row) -> None:
         """Append a row, and hand it to the operating system at once."""
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.write(row.model_dump_json().encode() + b"\n")
         self._file.flush()
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "Journal[Row]":
         return self
 
     def __exit__(

@@ -25,6 +25,8 @@ def in_a_sentence(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return _missing_package(error)
+    if isinstance(error, UnicodeEncodeError):
+        return f"A name or text holds bytes that are not UTF-8 ({error.reason}); rename the file or correct the text."
     if isinstance(error, OSError) and error.strerror is not None:  # a file that the user named, or a full disk
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     return None

@@ -17,10 +17,26 @@ SELECTIONS = {"paper-letters": "abeghijklmno", "paper-names": "aehijklmno"}
 """The components of CGN in the two readings of the paper's selection."""
 
 
+def portions_of(split: str) -> dict[str, float]:
+    """Return the share of train, dev and test that "80/10/10" says, as a fraction; a part without one is left out.
+
+    Raises:
+        ValueError: These are not three shares that add up to 100.
+    """
+    try:
+        shares = [float(share) for share in split.split("/")]
+    except ValueError:
+        shares = []
+    # Written so that NaN is refused too.
+    if len(shares) != len(PARTS) or not all(share >= 0 for share in shares) or not abs(sum(shares) - 100) <= 0.01:
+        raise ValueError(f"split must be three shares that add up to 100, such as 80/10/10, but is {split!r}")
+    return {part: share / 100 for part, share in zip(PARTS, shares, strict=True) if share}
+
+
 class PreparationOptions(BaseModel, ABC):
     """Options for the preparation of any corpus."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     where: list[str] = Field(
         [], description="Condition on the fields of an utterance, such as 'age<=15'; utterances must meet all of them."
@@ -43,19 +59,13 @@ class _SplitOptions(PreparationOptions):
     @field_validator("split")
     @classmethod
     def _check_split(cls, split: str) -> str:
-        try:
-            shares = [float(share) for share in split.split("/")]
-        except ValueError:
-            shares = []
-        if len(shares) != len(PARTS) or min(shares) < 0 or abs(sum(shares) - 100) > 0.01:
-            raise ValueError(f"split must be three shares that add up to 100, such as 80/10/10, but is {split!r}")
+        portions_of(split)
         return split
 
     @property
     def portions(self) -> dict[str, float]:
         """Return the share of each part, as a fraction; parts without a share are left out."""
-        shares = map(float, self.split.split("/"))
-        return {part: share / 100 for part, share in zip(PARTS, shares, strict=True) if share}
+        return portions_of(self.split)
 
 
 class SourceOptions(_SplitOptions):

@@ -1,7 +1,9 @@
 """Selection of utterances by their fields: `age<=15`, `accent!=en-us`."""
 
+import math
 import operator
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +28,9 @@ def field_value(cut: Cut, name: str) -> Any:
 
     Fields are id, duration (in seconds), text, speaker, language, gender, and the custom fields of the supervision or,
     failing that, of the cut.
+
+    Raises:
+        UserError: The value is neither text nor a number.
     """
     if name in ("id", "duration"):
         return getattr(cut, name)
@@ -34,8 +39,22 @@ def field_value(cut: Cut, name: str) -> Any:
         return getattr(supervision, name)
     for custom in (supervision.custom, cut.custom):
         if custom and name in custom:
-            return custom[name]
+            return _comparable(cut, name, custom[name])
     return None
+
+
+def _comparable(cut: Cut, name: str, value: Any) -> Any:
+    """Return the value of a custom field; None for a number that is not finite, which stands for a missing one."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise UserError(f"Utterance {cut.id}: the field {name!r} is a number beyond all bounds; correct or remove it.")
+    if value is not None and not isinstance(value, str | int | float):
+        kind = type(value).__name__
+        raise UserError(
+            f"Utterance {cut.id}: the field {name!r} is a {kind}; a field that is used must be text or a number."
+        )
+    return value
 
 
 def field_names(cuts: CutSet) -> list[str]:

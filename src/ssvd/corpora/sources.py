@@ -1,7 +1,7 @@
 """Names of corpora that are more than a path: `hf:NAME?split=train`, `lhotse:RECIPE:/folder?option=value`."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +66,16 @@ class Source:
         """Raise UserError for an option that is not one of these."""
         if unknown := [option for option in self.options if option not in known]:
             raise UserError(f"{self.text} has the unknown option {unknown[0]!r}; there are {', '.join(known)}.")
+
+
+def files_of(corpus: str | Path) -> Iterator[Path]:
+    """Yield the files that a corpus is read from, without its audio: a file, or those directly in its folder."""
+    source = Source.parse(str(corpus))
+    if source is None:
+        path = Path(corpus)
+        yield from path.iterdir() if path.is_dir() else [path]
+    else:
+        yield from Path(source.name.partition(":")[2] if source.kind == "lhotse" else source.name).rglob("*")
 
 
 def short_names(paths: Sequence[str | Path], kind: str = "corpora") -> list[str]:

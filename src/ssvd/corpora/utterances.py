@@ -8,13 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lhotse import CutSet, Recording, SupervisionSegment
+from pydantic import BaseModel, ConfigDict
 
 from ssvd.corpora.audio import is_file, read_recording
 from ssvd.corpora.cut import Cut
-from ssvd.errors import UserError
+from ssvd.corpora.lhotse_fields import RecordingFields
+from ssvd.errors import UserError, printable
 from ssvd.files import Journal
 
 # Times in transcripts are rounded: a segment may end this many seconds after its recording, and is then clipped.
@@ -30,7 +32,7 @@ _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Skipped:
-    """An utterance that is left out.
+    """An utterance that is left out; bytes of names that are not UTF-8 are written out.
 
     Attributes:
         where: The file and row.
@@ -43,6 +45,10 @@ class Skipped:
     reason: str
     id: str = ""
     rule: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("where", "reason", "id"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,15 @@ class Corpus:
     cuts: CutSet
     skipped: list[Skipped]
     notes: tuple[str, ...] = ()
+
+
+class _Header(BaseModel):
+    """A line of the file that keeps headers: the state of an audio file, and what its header says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: tuple[str, int, int]  # path, bytes, time of modification in ns
+    recording: RecordingFields
 
 
 class LocatedCut(NamedTuple):
@@ -103,10 +118,18 @@ class Utterance:
 
 
 def number_or_text(value: str) -> FieldValue:
-    """Turn "12" and "1.5" into numbers; leave "0005" (an identifier), "nan" and "" as they are."""
+    """Turn "12" and "1.5" into numbers; leave "0005" (an identifier), "nan", "1e400" and "" as they are."""
     if not _NUMBER.fullmatch(value):
         return value
-    return float(value) if set(value) & set(".eE") else int(value)
+    number = float(value)
+    if math.isinf(number):
+        return value
+    return number if set(value) & set(".eE") else int(value)
+
+
+def holds_samples(seconds: float, sampling_rate: int) -> bool:
+    """Return whether a segment of this length, in seconds, holds at least one sample; NaN does not."""
+    return seconds * sampling_rate > 0.5
 
 
 def cuts_of(
@@ -124,31 +147,45 @@ def cuts_of(
         outside: The rule that leaves out segments beyond the end of their recording; "" if they are bad.
         on_progress: Called with the number of headers read and the number of all headers.
     """
-    utterances = list(utterances)
+    utterances = [_with_plain_name(item) for item in utterances]
     paths = {item.path: item.recording_id for item in utterances if isinstance(item, Utterance)}
-    with ThreadPoolExecutor(_READERS) as pool, Journal(cache) if cache is not None else nullcontext() as journal:
+    with (
+        ThreadPoolExecutor(_READERS) as pool,
+        Journal(cache, _Header) if cache is not None else nullcontext() as journal,
+    ):
         headers = {} if journal is None else _known_headers(paths, journal.rows)
         unread = [path for path in paths if path not in headers]
         # Opening files is mostly waiting, in particular on a network disk.
         for path, header in zip(unread, pool.map(lambda path: _header(path, paths[path]), unread), strict=True):
             headers[path] = header
             if journal is not None and isinstance(header, Recording):
-                journal.add({"state": _state(path), "recording": header.to_dict()})
+                journal.add(_Header(state=_state(path), recording=RecordingFields(**header.to_dict())))
             if on_progress is not None:
                 on_progress(len(headers), len(paths))
     return [item if isinstance(item, Skipped) else _cut(item, headers[item.path], outside) for item in utterances]
 
 
-def _known_headers(paths: Iterable[Path], rows: Iterable[Mapping[str, Any]]) -> dict[Path, Recording | str]:
+def _with_plain_name(item: Utterance | Skipped) -> Utterance | Skipped:
+    """Return an utterance, or why it is left out: cuts are stored as UTF-8, and so must be the names of its files."""
+    if isinstance(item, Skipped) or all(printable(text) == text for text in (str(item.path), item.id)):
+        return item
+    return Skipped(item.where, f"the name {item.path} is not UTF-8; rename the file or folder", item.id)
+
+
+def _known_headers(paths: Iterable[Path], rows: Iterable[_Header]) -> dict[Path, Recording | str]:
     """Return the headers, from rows that were written before, of the files that have not changed since."""
-    recordings = {tuple(row["state"]): row["recording"] for row in rows}
-    known = {path: recordings.get(tuple(_state(path))) for path in paths if recordings and is_file(path)}
-    return {path: Recording.from_dict(recording) for path, recording in known.items() if recording is not None}
+    recordings = {row.state: row.recording for row in rows}
+    known = {path: recordings.get(_state(path)) for path in paths if recordings and is_file(path)}
+    return {
+        path: Recording.from_dict(recording.model_dump(exclude_none=True))
+        for path, recording in known.items()
+        if recording is not None
+    }
 
 
-def _state(path: Path) -> list[str | int]:
+def _state(path: Path) -> tuple[str, int, int]:
     status = path.stat()
-    return [str(path), status.st_size, status.st_mtime_ns]
+    return str(path), status.st_size, status.st_mtime_ns
 
 
 def _header(path: Path, recording_id: str) -> Recording | str:
@@ -167,6 +204,8 @@ def _cut(utterance: Utterance, recording: Recording | str, outside: str) -> Loca
         reason = f"its segment, {start:g} to {end:g} s, is empty or outside its recording, 0 to {whole:g} s"
         return Skipped(utterance.where, reason, utterance.id, outside)
     duration = round(min(end, whole) - start, 8)
+    if not holds_samples(duration, recording.sampling_rate):
+        return Skipped(utterance.where, f"its segment from {start:g} s on holds no samples", utterance.id, outside)
     if duration > utterance.longest:
         reason = f"it lasts {duration:.2f} s"
         return Skipped(utterance.where, reason, utterance.id, f"over {utterance.longest:g} s")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jiwer
 from lhotse import CutSet
+from pydantic import BaseModel, ConfigDict
 
 from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import field_value
@@ -17,6 +18,16 @@ from ssvd.scoring import normaliser
 from ssvd.training.batches import by_length
 
 LARGEST_WER = 0.5
+
+
+class _Heard(BaseModel):
+    """A line of the file of hypotheses: what a recogniser made of an utterance."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    model: str
+    hypothesis: str
 
 
 def drop_mismatched(
@@ -50,8 +61,8 @@ def drop_mismatched(
         UserError: The model cannot be used, or an utterance cannot be decoded.
     """
     wanted = by_length(cut for part in filtered for cut in parts.get(part, ()))
-    with Journal(hypotheses) as journal:
-        earlier = {row["id"]: row["hypothesis"] for row in journal.rows if row["model"] == model}
+    with Journal(hypotheses, _Heard) as journal:
+        earlier = {row.id: row.hypothesis for row in journal.rows if row.model == model}
         decoded = {cut.id: earlier[cut.id] for cut in wanted if cut.id in earlier}
         missing = [cut for cut in wanted if cut.id not in decoded]
         if missing:
@@ -60,7 +71,7 @@ def drop_mismatched(
             texts = (transcript.text for transcript in decode(speech, missing, batch_size=batch_size))
             for done, (cut, text) in enumerate(zip(missing, texts, strict=True), start=len(decoded) + 1):
                 decoded[cut.id] = text
-                journal.add({"id": cut.id, "model": model, "hypothesis": text})
+                journal.add(_Heard(id=cut.id, model=model, hypothesis=text))
                 if on_progress is not None:
                     on_progress(done, len(wanted))
     left_out = {

@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ssvd.errors import UserError
+from ssvd.errors import UserError, shortened
 from ssvd_options.preparation import PreparationOptions
 
 Options = TypeVar("Options", bound=PreparationOptions)
@@ -33,5 +33,5 @@ def _mistake(details: ErrorDetails) -> str:
         return f"there is no option {name!r}"
     if details["type"] == "literal_error":
         wanted = str(context["expected"]).replace("'", "")
-        return f"{name} must be {wanted}, but is {details['input']!r}"
-    return f"{name}: {details['msg'].lower()}, but it is {details['input']!r}"
+        return f"{name} must be {wanted}, but is {shortened(details['input'])}"
+    return f"{name}: {details['msg'].lower()}, but it is {shortened(details['input'])}"

@@ -107,7 +107,7 @@ def prepare_myst(
         "filtered": options.filtered,
         **_recorded(options),
     }
-    return Preparation("myst", corpus, recorded, rules.summary, myst.PAPER).write(out, build)
+    return Preparation("myst", corpus, recorded, rules.summary, myst.PAPER, listings.files).write(out, build)
 
 
 def prepare_cgn(
@@ -153,7 +153,7 @@ def prepare_cgn(
         "recordings": _states(options.recordings, listings),
         **_recorded(options),
     }
-    return Preparation("cgn", corpus, recorded, cgn.RULES, cgn.PAPER).write(out, build)
+    return Preparation("cgn", corpus, recorded, cgn.RULES, cgn.PAPER, listings.files).write(out, build)
 
 
 def prepare_speechocean762(

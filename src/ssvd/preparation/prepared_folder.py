@@ -4,6 +4,7 @@ train.jsonl.gz ...     the utterances of each part (Lhotse cuts)
 ids/train.txt ...      their ids, to take the same utterances again
 left_out.jsonl         every utterance that is in no part, and why
 prepared.json          options, rules, normaliser, sizes and versions; written last
+prepared.sha256        checksums of these files: others are never replaced or removed
 hypotheses.jsonl       what the recogniser of a filter decoded
 headers.partial.jsonl  until the preparation is finished: the headers of audio that were read
 """
@@ -15,21 +16,39 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from lhotse import CutSet
+from typing_extensions import TypedDict  # comes with pydantic, which does not read that of Python 3.11
 
 from ssvd.corpora.readers.manifests import write_cuts
 from ssvd.corpora.selection import common_language
+from ssvd.corpora.sources import files_of
 from ssvd.corpora.splits import text_overlap
 from ssvd.corpora.utterances import Skipped
-from ssvd.errors import UserError
-from ssvd.files import state_of, write_json, write_json_lines, write_whole
+from ssvd.documents import checked, read_json
+from ssvd.errors import UserError, shortened
+from ssvd.files import (
+    check_not_input,
+    check_own,
+    replaced_files,
+    state_of,
+    write_json,
+    write_json_lines,
+    write_whole,
+)
 from ssvd.preparation.utterances_by_part import UtterancesByPart, headers_file
 from ssvd.scoring import usual_normaliser
 from ssvd_options.preparation import PARTS
 
 _PACKAGES = ("ssvd", "lhotse", "num2words", "whisper-normalizer")
+_FILES = (
+    *(f"{part}.jsonl.gz" for part in PARTS),
+    *(f"ids/{part}.txt" for part in PARTS),
+    "left_out.jsonl",
+    "prepared.json",
+)
+_CHECKSUMS = "prepared.sha256"
 
 
 class PartSize(TypedDict):
@@ -95,6 +114,7 @@ class Preparation:
         options: The options that decide the outcome, as they stand in prepared.json.
         rules: The rules for utterances, in words; may be empty.
         paper: The number of utterances of each part in the paper, where it used the corpus.
+        lists: The files that list utterances or recordings.
     """
 
     corpus: str
@@ -102,6 +122,7 @@ class Preparation:
     options: Mapping[str, Any]
     rules: str = ""
     paper: Mapping[str, int] | None = None
+    lists: Sequence[Path] = ()
 
     def write(self, out: Path, build: Callable[[], UtterancesByPart]) -> Prepared:
         """Write the utterances to a folder, unless it holds them already.
@@ -111,20 +132,21 @@ class Preparation:
             build: Reads the utterances; called if they are needed.
 
         Raises:
-            UserError: The folder was prepared from something else or with other options, or no utterance is left.
+            UserError: The folder was prepared from something else or with other options, holds a file that would be
+                overwritten though it is the source or somebody else's, or no utterance is left.
         """
         options = self._recorded_options()
         earlier = self._earlier_record(out, options)
         if earlier is not None:
             return Prepared(earlier, [], already=True)
+        check_not_input([out / name for name in _FILES], [*files_of(self.source), *self.lists])
+        check_own(out, _FILES, _CHECKSUMS)
         utterances = build()
         counts = _count_rules(utterances.left_out)
         parts = {part: utterances.parts[part] for part in PARTS if utterances.parts.get(part)}
         if not parts:
             reasons = ", ".join(f"{count:,} {rule}" for rule, count in counts.items())
             raise UserError(f"No utterance of {self.source} is left; left out are {reasons}.")
-        _write_parts(out, parts)
-        write_json_lines(out / "left_out.jsonl", map(asdict, utterances.left_out))
         language = common_language(CutSet.from_cuts(cut for cuts in parts.values() for cut in cuts))
         record = Record(
             corpus=self.corpus,
@@ -137,7 +159,13 @@ class Preparation:
             left_out=counts,
             versions={name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         )
-        write_json(out / "prepared.json", record)
+        with replaced_files(out, _FILES, _CHECKSUMS) as folder:
+            (folder / "ids").mkdir()
+            for part, cuts in parts.items():
+                write_cuts(cuts, folder / f"{part}.jsonl.gz")
+                write_whole(folder / "ids" / f"{part}.txt", "".join(f"{cut.id}\n" for cut in cuts))
+            write_json_lines(folder / "left_out.jsonl", map(asdict, utterances.left_out))
+            write_json(folder / "prepared.json", record)
         headers_file(out).unlink(missing_ok=True)
         return Prepared(record, utterances.left_out, already=False)
 
@@ -153,11 +181,10 @@ class Preparation:
         if not path.exists():
             return None
         try:
-            record: Record = json.loads(path.read_text(encoding="utf-8"))
-            before = record["options"] | {"corpus": record["corpus"]}
-            files = [out / f"{part}.jsonl.gz" for part in record["parts"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            record = checked(Record, read_json(path))
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); give another folder, or remove that file.") from error
+        before = record["options"] | {"corpus": record["corpus"]}
         now = json.loads(json.dumps({**options, "corpus": self.corpus}))
         changed = [name for name in now | before if now.get(name) != before.get(name)]
         if changed == ["state"]:
@@ -166,21 +193,11 @@ class Preparation:
                 f"{path}."
             )
         if changed:
-            was = ", ".join(f"{name} was {before.get(name)!r}" for name in changed if name != "state")
+            was = ", ".join(f"{name} was {shortened(before.get(name))}" for name in changed if name != "state")
             raise UserError(
                 f"{out} was prepared with other options ({was}); give those, or another folder, or remove {path}."
             )
-        return record if all(file.is_file() for file in files) else None
-
-
-def _write_parts(out: Path, parts: Mapping[str, CutSet]) -> None:
-    (out / "ids").mkdir(parents=True, exist_ok=True)
-    for part in set(PARTS) - set(parts):  # from an earlier division, whose speakers may be in other parts now
-        (out / f"{part}.jsonl.gz").unlink(missing_ok=True)
-        (out / "ids" / f"{part}.txt").unlink(missing_ok=True)
-    for part, cuts in parts.items():
-        write_cuts(cuts, out / f"{part}.jsonl.gz")
-        write_whole(out / "ids" / f"{part}.txt", "".join(f"{cut.id}\n" for cut in cuts))
+        return record if all((out / f"{part}.jsonl.gz").is_file() for part in record["parts"]) else None
 
 
 def _sizes(parts: Mapping[str, CutSet]) -> dict[str, PartSize]:

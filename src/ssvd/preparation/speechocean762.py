@@ -1,18 +1,29 @@
 """speechocean762: English read by native speakers of Mandarin, half of them children (arXiv 2104.01378)."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from ssvd.corpora.readers.kaldi import read_kaldi
 from ssvd.corpora.readers.text_files import read_text
 from ssvd.corpora.utterances import Skipped, Utterance
+from ssvd.documents import checked, parse_json
 from ssvd.errors import UserError
 
 _PARTS = ("train", "test")
-# Scores of the sentence by five experts, from 0 to 10. Scores of words and phones are not read.
-_SCORES = ("accuracy", "completeness", "fluency", "prosodic", "total")
+
+
+class _Scores(BaseModel):
+    """Scores of a sentence by five experts, from 0 to 10; those of its words and phones are not read."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    accuracy: int | float | None = None
+    completeness: int | float | None = None
+    fluency: int | float | None = None
+    prosodic: int | float | None = None
+    total: int | float | None = None
 
 
 def read_speechocean762(folder: Path) -> list[Utterance | Skipped]:
@@ -44,13 +55,9 @@ def _scores(folder: Path) -> dict[str, dict[str, float]]:
     if path is None:
         return {}
     try:
-        utterances = json.loads(read_text(path))
-        return {name: _sentence_scores(scores) for name, scores in utterances.items()}
-    except (ValueError, AttributeError) as error:
+        utterances = checked(dict[str, _Scores], parse_json(read_text(path)))
+    except ValueError as error:
         raise UserError(
             f"{path} does not hold scores by utterance ({error}); take it from the corpus again."
         ) from error
-
-
-def _sentence_scores(scores: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: score for name in _SCORES if (score := scores.get(name)) is not None}
+    return {name: scores.model_dump(exclude_none=True) for name, scores in utterances.items()}

@@ -5,9 +5,12 @@ truncated file): tgt 1.5 and praat-textgrids 1.4 refuse a text over two lines, t
 UTF-8 and UTF-16, and praatio silently drops the rest of a damaged file.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from ssvd.errors import shortened
 
 
 class Interval(NamedTuple):
@@ -60,7 +63,7 @@ def _tier(tokens: Iterator[str]) -> Tier | None:
     """Read the next tier; return None for a tier of points."""
     kind, name = next(tokens), next(tokens)
     if kind not in ("IntervalTier", "TextTier"):
-        raise ValueError(f"has {kind!r} where a tier should begin")
+        raise ValueError(f"has {shortened(kind)} where a tier should begin")
     _number(tokens), _number(tokens)
     count = int(_number(tokens))
     if kind == "TextTier":
@@ -73,6 +76,9 @@ def _tier(tokens: Iterator[str]) -> Tier | None:
 def _number(tokens: Iterator[str]) -> float:
     token = next(tokens)
     try:
-        return float(token)
+        number = float(token)
     except ValueError:
-        raise ValueError(f"has {token!r} where a number should be") from None
+        raise ValueError(f"has {shortened(token)} where a number should be") from None
+    if not math.isfinite(number):  # such as 1e999
+        raise ValueError(f"has {shortened(token)}, a number beyond all bounds")
+    return number

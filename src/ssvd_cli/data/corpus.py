@@ -22,14 +22,19 @@ CutsFile = Annotated[Path, typer.Argument(help="File of Lhotse cuts to write: NA
 DrawSeed = Annotated[int, typer.Option(help="Random seed of the draw.")]
 
 
-def check_cuts_file(out: Path) -> None:
-    """Check that a file to write is named as a file of Lhotse cuts.
+def check_cuts_file(out: Path, corpus: str) -> None:
+    """Check that a file to write is named as a file of Lhotse cuts, and is not one that the corpus is read from.
 
     Raises:
-        CommandError: It is not.
+        CommandError: It is named otherwise.
+        UserError: The corpus is read from it.
     """
     if not out.name.endswith((".jsonl", ".jsonl.gz")):
         raise CommandError(f"{out} must be a file of Lhotse cuts: name it NAME.jsonl.gz.")
+    from ssvd.corpora.sources import files_of
+    from ssvd.files import check_not_input
+
+    check_not_input([out], files_of(corpus))
 
 
 def read(corpus: str, skip_bad: bool) -> "Corpus":

@@ -27,7 +27,7 @@ def sample(
 
     The same seed gives the same sample, whatever the order of the utterances.
     """
-    check_cuts_file(out)
+    check_cuts_file(out, corpus)
     from ssvd.corpora.sampling import sample as draw
 
     write_parts({out: draw(read(corpus, skip_bad).cuts, utterances=utterances, hours=hours, by=by, seed=seed)})

@@ -7,7 +7,7 @@ from ssvd_cli.options import SkipBad, Where
 
 def select(corpus: CorpusName, out: CutsFile, where: Where = [], skip_bad: SkipBad = False) -> None:
     """Write the utterances of a corpus that meet all conditions."""
-    check_cuts_file(out)
+    check_cuts_file(out, corpus)
     from ssvd.corpora.selection import select as choose
 
     write_parts({out: choose(read(corpus, skip_bad).cuts, where)})

@@ -15,9 +15,11 @@ from lhotse.utils import fastcopy
 
 from ssvd.corpora.audio import is_file
 from ssvd.corpora.cut import Cut
+from ssvd.corpora.lhotse_fields import CutFields
 from ssvd.corpora.readers.shards import shard_of, shard_source
 from ssvd.corpora.readers.tables import JsonLines, JsonObject, Line, json_object
-from ssvd.corpora.utterances import ROUNDING, LocatedCut, Skipped
+from ssvd.corpora.utterances import ROUNDING, LocatedCut, Skipped, holds_samples
+from ssvd.documents import checked
 from ssvd.errors import UserError
 from ssvd.files import whole_file
 
@@ -44,16 +46,21 @@ def read_manifest(folder: Path, lines: Iterable[Line]) -> Iterator[LocatedCut | 
             if isinstance(row, str):
                 raise ValueError(row)
             cut = _cut(folder, row)
+            utterances = [_utterance(where, cut, segment) for segment in cut.supervisions]
         except ValueError as error:
             yield Skipped(where, str(error))
         except Exception as error:  # Lhotse trusts its files: any other error means a damaged one
             yield Skipped(where, f"the line is not a cut of Lhotse ({error!r})")
         else:
-            for segment in cut.supervisions:
-                yield _utterance(where, cut, segment)
+            yield from utterances
 
 
 def _cut(folder: Path, row: JsonObject) -> Cut:
+    if row.get("type") in ("MonoCut", "MultiCut", "Cut"):
+        try:
+            checked(CutFields, row)
+        except ValueError as error:
+            raise ValueError(f"the line is not a cut of Lhotse ({error})") from None
     cut = deserialize_item(row)
     if not isinstance(cut, MonoCut | MultiCut):
         raise ValueError(
@@ -61,15 +68,16 @@ def _cut(folder: Path, row: JsonObject) -> Cut:
         )
     if not cut.has_recording or not cut.recording.sources or not cut.supervisions:
         raise ValueError(f"cut {cut.id} has no {'recording' if cut.supervisions else 'supervision'}")
-    texts = [cut.id, *(value for segment in cut.supervisions for value in (segment.id, segment.text or ""))]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"ids and texts of cut {cut.id} must be text")
     sources = [_located(source, folder, cut.id) for source in cut.recording.sources]
     if any(isinstance(transform, ReverbWithImpulseResponse) for transform in cut.recording.transforms or []):
         raise ValueError(
             f"cut {cut.id} brings an impulse response, which can be a command; augment the audio in training instead"
         )
-    if cut.duration <= 0 or cut.start < 0 or cut.end > cut.recording.duration + ROUNDING:
+    if (
+        not holds_samples(cut.duration, cut.recording.sampling_rate)
+        or cut.start < 0
+        or cut.end > cut.recording.duration + ROUNDING
+    ):
         recording = f"0 to {cut.recording.duration:g} s"
         raise ValueError(
             f"cut {cut.id}, {cut.start:g} to {cut.end:g} s, is empty or outside its recording, {recording}"
@@ -83,7 +91,7 @@ def _utterance(where: str, cut: Cut, segment: SupervisionSegment) -> LocatedCut 
     start, end = max(0.0, segment.start), min(segment.end, cut.duration)
     alone = len(cut.supervisions) == 1  # then it may be longer than the cut, as when Lhotse truncates cuts
     inside = alone or (segment.start >= -ROUNDING and segment.end <= cut.duration + ROUNDING)
-    if not (start < end and inside):
+    if not (holds_samples(end - start, cut.recording.sampling_rate) and inside):
         reason = (
             f"supervision {segment.id}, {segment.start:g} to {segment.end:g} s, is empty or outside its cut {cut.id}, "
             f"0 to {cut.duration:g} s"

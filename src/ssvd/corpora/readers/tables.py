@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssvd.corpora.readers.text_files import is_utf8, read_lines, read_text
 from ssvd.corpora.utterances import Skipped, Utterance, number_or_text
+from ssvd.documents import parse_json
 from ssvd.errors import UserError
 
 JsonObject = dict[str, Any]
@@ -100,15 +100,13 @@ class JsonLines:
 
 def json_object(line: str) -> JsonObject | str:
     """Parse the object that a line of JSON holds, or return what is wrong with the line."""
+    if not is_utf8(line):
+        return "the line is not UTF-8"
     try:
-        row = json.loads(line) if is_utf8(line) else "the line is not UTF-8"
-        if "\\ud" in line.lower():  # an escaped surrogate, possibly without the other half
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return "the line holds half a character (a surrogate without the other)"
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         return f"the line is not JSON ({error})"
-    return row if isinstance(row, dict | str) else "the line is not a JSON object"
+    return row if isinstance(row, dict) else "the line is not a JSON object"
 
 
 def read_jsonl(lines: JsonLines) -> list[Utterance | Skipped]:
