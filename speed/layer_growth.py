@@ -77,7 +77,7 @@ def measured(kind: str, tokens: int, portion: float, width: int, rounds: int) ->
             if i > 1:
                 times[name].append(elapsed)
     frozen = 2 * tokens * m * n
-    fits = modules["SSVD"].base_model.model[0]._has_own_basis("default")
+    fits = modules["SSVD"].base_model.model[0]._basis_fits("default")
     chosen = plan(tokens, m, n, k, has_inverse=fits)
     floors = {"direct": floor.direct(tokens, m, n, k), "planned": step_products(tokens, m, n, k, has_inverse=fits)}
     return {

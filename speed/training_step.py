@@ -347,7 +347,7 @@ class LayersAlone:
             layer = adapted.get_submodule(f"base_model.model.{name}")
             tokens, (m, n), k = len(x), weight.shape, layer.bases["default"].k
             extra["direct"] += floor.direct(tokens, m, n, k)
-            extra["planned"] += step_products(tokens, m, n, k, has_inverse=layer._has_own_basis("default"))
+            extra["planned"] += step_products(tokens, m, n, k, has_inverse=layer._basis_fits("default"))
             alone += 2 * tokens * m * n
         return {name: own / alone for name, own in extra.items()}
 

@@ -299,7 +299,7 @@ def test_autocast_does_not_hide_that_a_basis_is_that_of_its_weight():
     model = get_peft_model(nn.Sequential(nn.Linear(64, 16)), SSVDConfig(target_modules=["0"])).train()
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(200, 64, requires_grad=True)).sum().backward()
-        assert model.base_model.model[0]._has_own_basis("default")
+        assert model.base_model.model[0]._basis_fits("default")
 
 
 def test_an_adapter_that_is_added_after_a_cast_is_that_of_the_cast_weight(tmp_path):
@@ -730,7 +730,7 @@ def test_layers_that_cannot_be_adapted_are_refused():
         def forward(self, x):
             return super().forward(x) / 2
 
-    with pytest.raises(ValueError, match=r"0 is .*Halved, which computes something of its own"):
+    with pytest.raises(ValueError, match=r"0 is .*Halved, which has its own forward method"):
         get_peft_model(nn.Sequential(Halved(8, 8)), SSVDConfig(target_modules=["0"]))
     with pytest.raises(ValueError, match="floating-point weight, but that of 0 is torch"):
         get_peft_model(nn.Sequential(nn.Linear(8, 8)).to(torch.float8_e4m3fn), SSVDConfig(target_modules=["0"]))

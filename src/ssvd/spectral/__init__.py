@@ -1,4 +1,4 @@
-"""The mathematics of SSVD and SVFT with torch alone: bases, cores and the adapted linear map."""
+"""The mathematics of SSVD and SVFT: bases, cores and the adapted linear map; imports torch only."""
 
 from ssvd.spectral.basis import SVD_METHODS, Basis
 from ssvd.spectral.cache import cached_basis

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 SVD_METHODS = ("exact", "randomized")
 
-# Singular values closer than this, relative to each other, count as equal: their order is made canonical.
+# Singular values with a smaller relative distance count as equal: their order is made canonical.
 NEARLY_EQUAL = 1e-7
-# Allowed deviation of a component's probe, which for an unrelated basis is about 1. Two machines that decompose one
+# Allowed deviation of a component's probe; for an unrelated basis it is about 1. Two machines that decompose the same
 # weight in float64 differ by less than 1e-6, unless singular values are equal.
 SAME_BASIS = 1e-4
 _ALIGNMENT = 16
-# All signs are searched in groups of up to four components of a fingerprint, in larger ones up to two flips: with more
-# choices than that, one of them would explain the sum of an unrelated basis.
+# In groups of up to four components all combinations of signs are tried, in larger ones up to two changed signs. With
+# more combinations, one would match the sum of an unrelated basis.
 _ALL_SIGNS = 4
 
 
@@ -24,17 +24,17 @@ class Basis(nn.Module):
     """Top-k singular triplets of a frozen weight W of shape (m, n): `W = U S V^T` in arXiv 2509.02830, section III.
 
     The signs of a pair (u_i, v_i) and the order of triplets with equal singular values are arbitrary, and differ
-    between devices and libraries, but what is trained depends on them. So both are made canonical by the *probe*, the
-    product of each v_i with a fixed direction: it is positive, and falls within equal singular values. Its sums over
-    groups of components are the *fingerprint*, which is saved with the adapter and verified when it is loaded.
+    between devices and libraries, but the trained parameters depend on them. So both are made canonical by the *probe*,
+    the product of each v_i with a fixed direction: it is positive, and descends among equal singular values. Its sums
+    over groups of components are the *fingerprint*, which is saved with the adapter and verified at loading.
 
     Attributes:
         U: Left singular vectors, (m, k), in the dtype of the weight; see `padded`.
         S: Singular values in descending order, (k,), float32 (float64 for a float64 weight).
         V: Right singular vectors, (n, k), in the dtype of the weight; see `padded`.
-        probe: (k,), float32; the square of an entry is 1 on average.
+        probe: (k,), float32, with a mean square of 1.
         stored: Whether U, S and V are saved too.
-        is_canonical: Whether signs and order are those that `of` finds again.
+        is_canonical: Whether signs and order are those that `of` computes.
         fingerprint: Sums of the probe over interleaved groups of components, (groups,), float32: component i is in
             group i mod groups.
     """
@@ -47,7 +47,7 @@ class Basis(nn.Module):
 
     def __init__(self, U: Tensor, S: Tensor, V: Tensor, probe: Tensor, groups: int, stored: bool = False) -> None:
         super().__init__()
-        # What is not stored is found again in the base weight.
+        # If not stored, they are recomputed from the base weight.
         for name, tensor in {"U": U, "S": S, "V": V}.items():
             self.register_buffer(name, tensor, persistent=stored)
         self.stored = stored
@@ -58,17 +58,17 @@ class Basis(nn.Module):
     @classmethod
     @torch.no_grad()
     def of(cls, weight: Tensor, k: int, svd: str = "exact", seed: int = 0) -> "Basis":
-        """Decompose a weight in float64, on its own device where that has float64, else on the CPU.
+        """Decompose a weight in float64, on its device if that supports float64, else on the CPU.
 
         In float32 the vectors of close singular values would differ between machines: by 2 % and more at a relative
-        distance of 1e-6, which one of a large model's many layers may hold.
+        distance of 1e-6, which may occur in one of a large model's many layers.
 
         Args:
             weight: (m, n), any floating dtype.
             k: Number of triplets, 1 <= k <= min(m, n).
-            svd: "exact", or "randomized": subspace iteration on k + 16 random directions, which approximates the last
-                of the k triplets and is cheaper only where k is far below min(m, n).
-            seed: Of the random directions; they are drawn on the CPU, so that every device draws the same.
+            svd: "exact", or "randomized": subspace iteration on k + 16 random directions, which only approximates the
+                last of the k triplets and is cheaper only if k is far below min(m, n).
+            seed: Random seed of the directions, which are drawn on the CPU: the same for every device.
 
         Raises:
             ValueError: k is out of range, or `svd` is unknown.
@@ -77,7 +77,7 @@ class Basis(nn.Module):
             raise ValueError(f"a weight of shape {tuple(weight.shape)} has no basis of {k} singular triplets")
         if svd not in SVD_METHODS:
             raise ValueError(f"svd must be one of {', '.join(SVD_METHODS)}, not {svd!r}")
-        if weight.is_meta:  # shapes alone, to count parameters or to load over
+        if weight.is_meta:  # only shapes, to count parameters or to be loaded over
             (m, n), S = weight.shape, weight.new_empty(k, dtype=torch.promote_types(weight.dtype, torch.float32))
             return cls(weight.new_empty(m, k), S, weight.new_empty(n, k), S.float(), k)
         W = weight.detach()
@@ -90,7 +90,7 @@ class Basis(nn.Module):
 
     @classmethod
     def of_triplets(cls, U: Tensor, S: Tensor, V: Tensor, groups: int) -> "Basis":
-        """Triplets as they were stored, whatever their signs and order; shapes as of the attributes."""
+        """Return a basis of stored triplets with any signs and order; the shapes are those of the attributes."""
         basis = cls(U, S, V, (V.double().mT @ _direction(V.double())).to(S.device, torch.float32), groups, stored=True)
         basis.is_canonical = False
         return basis
@@ -101,16 +101,16 @@ class Basis(nn.Module):
         return len(self.S)
 
     def narrow(self, k: int, groups: int | None = None, stored: bool = False) -> "Basis":
-        """The first k triplets, whose vectors share memory with this basis, unless they shall be stored."""
+        """Return the first k triplets; unless `stored`, the vectors share memory with this basis."""
         U, S, V = self.U[:, :k], self.S[:k], self.V[:, :k]
         if stored:
             U, S, V = U.clone(), S.clone(), V.clone()
         return Basis(U, S, V, self.probe[:k], groups or k, stored)
 
     def padded(self) -> "Basis":
-        """This basis with columns of zeros after U and V up to a multiple of 16, where these are few.
+        """Return this basis with columns of zeros appended to U and V up to a multiple of 16, if these are few.
 
-        Products with aligned rows are faster: on a CPU by 10 %, and the tensor cores of a GPU demand it.
+        Products with aligned rows are 10 % faster on a CPU, and the tensor cores of a GPU need them.
         """
         missing = -self.k % _ALIGNMENT
         if not 0 < missing <= self.k / 8 or self.U.shape[1] > self.k:
@@ -121,10 +121,10 @@ class Basis(nn.Module):
         return basis
 
     def aligned(self, fingerprint: Tensor) -> "Basis | None":
-        """This basis with the signs of the one whose fingerprint is given, or None where that is another basis.
+        """Return this basis with the signs of the one with the given fingerprint; None if that is another basis.
 
-        Within a group the fewest flips that explain its sum are taken; of a component whose probe is too small to tell,
-        the canonical sign stands.
+        Within a group the fewest changed signs that match its sum are taken. A component with a very small probe keeps
+        its canonical sign.
 
         Args:
             fingerprint: (groups,), of a basis of the same size.
@@ -133,8 +133,7 @@ class Basis(nn.Module):
         probe, other = self.probe.double().cpu(), fingerprint.detach().double().cpu()
         signs = torch.ones(self.k)
         for group in range(groups):
-            own = probe[group::groups]
-            flips = _flips(own.tolist(), float(other[group]))
+            flips = _flips(probe[group::groups].tolist(), float(other[group]))
             if flips is None:
                 return None
             signs[group::groups][list(flips)] = -1
@@ -149,9 +148,9 @@ class Basis(nn.Module):
         return basis
 
     def misfit(self, weight: Tensor) -> float:
-        """How much of S the weight lacks in this basis: `||U^T W V - S|| / ||S||`, 0 for the weight it is of.
+        """Return `||U^T W V - S|| / ||S||`: 0 for the weight that was decomposed.
 
-        Rounding to bf16 or 8 bits moves it by less than 1 %, the weight of another model by about 1.
+        It is below 0.01 for that weight rounded to bf16 or 8 bits, and about 1 for the weight of another model.
         """
         dtype = self.S.dtype
         with torch.autocast(weight.device.type, enabled=False):
@@ -160,15 +159,15 @@ class Basis(nn.Module):
         return float(torch.linalg.norm(core - torch.diag(self.S)) / size)
 
     def fits(self, weight: Tensor) -> bool:
-        """Whether `W V = U S` and `U^T W = S V^T` to within the rounding of float32, with no small singular value in S.
+        """Return whether `W V = U S` and `U^T W = S V^T` up to float32 rounding, with no small singular value in S.
 
-        Tried with one vector: costs two products of it with the weight.
+        It is tried with one vector, which costs two products with the weight.
         """
         if (
             self.S.is_meta
             or weight.is_meta
             or min(weight.dtype.itemsize, self.U.dtype.itemsize) < 4
-            or not self.S[-1] > 1e-2 * self.S[0]  # nor a weight of zeros
+            or not self.S[-1] > 1e-2 * self.S[0]  # true for a weight of zeros too
         ):
             return False
         weight, z = weight.detach(), _direction(self.S).to(self.U.dtype)
@@ -178,11 +177,11 @@ class Basis(nn.Module):
         return bool(torch.stack([torch.linalg.norm(e) for e in errors]).max() <= 1e-5 * torch.linalg.norm(Sz))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Basis":
-        # Below float32, singular values and probe would lose what they are verified by.
+        # Singular values and probe stay in float32 at least, which the verification needs.
         exact = {name: getattr(self, name) for name in ("S", "probe", "fingerprint")}
         dtype = self.U.dtype
-        super()._apply(fn, recurse)
-        self.is_canonical &= self.U.dtype == dtype  # else it is not quite that of the weight, which was rounded too
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.is_canonical &= self.U.dtype == dtype  # the weight was rounded too, and has a slightly different basis
         for name, tensor in exact.items():
             applied = getattr(self, name)
             if applied.dtype.itemsize < 4:
@@ -206,7 +205,7 @@ def canonical(U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     sign = torch.where(probe < 0, -1.0, 1.0).to(probe)
     U, V, probe = U * sign, V * sign, probe * sign
     if len(S) > 1:
-        # The number of the run of equal singular values that a triplet belongs to, and its place in it.
+        # Number the runs of equal singular values; sort by run, and within a run by probe.
         run = torch.cat([S.new_zeros(1), (S[:-1] - S[1:] > NEARLY_EQUAL * S[:-1]).to(S).cumsum(0)])
         order = torch.argsort(probe, descending=True, stable=True)
         order = order[torch.argsort(run[order], stable=True)]
@@ -220,7 +219,7 @@ def _group_sums(probe: Tensor, groups: int) -> Tensor:
 
 
 def _flips(probe: list[float], wanted: float) -> tuple[int, ...] | None:
-    """The fewest entries whose change of sign lets the sum be `wanted`; None where no choice does."""
+    """Return the fewest entries whose signs must change for the sum to be `wanted`; None if no choice matches."""
     tolerance = SAME_BASIS * math.sqrt(len(probe))
     missing = sum(probe) - wanted
     most = len(probe) if len(probe) <= _ALL_SIGNS else 2
@@ -233,17 +232,17 @@ def _flips(probe: list[float], wanted: float) -> tuple[int, ...] | None:
 
 
 def _direction(V: Tensor) -> Tensor:
-    """A fixed direction in the input space, (n,), with entries of mean square 1: sqrt(2) cos(2 pi phi j^2)."""
+    """Return a fixed direction in the input space, (n,), of mean square 1: sqrt(2) cos(2 pi phi j^2)."""
     phi = (math.sqrt(5) - 1) / 2
     j = torch.arange(1, len(V) + 1, dtype=torch.float64)
     return (math.sqrt(2) * torch.cos(2 * math.pi * torch.frac(phi * j * j))).to(V)
 
 
 def _leading_triplets(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m, k), S (k,), V (n, k) of a float64 weight, from the eigenvectors of its smaller Gram matrix.
+    """Return U (m, k), S (k,), V (n, k) of a float64 weight, from the eigenvectors of its smaller Gram matrix.
 
-    That takes a fifth of the time of an SVD for a 1:4 layer, but squares the condition, which float64 affords down to
-    singular values of 1e-2 of the first: there, vectors at a relative distance of 1e-6 are still exact to 1e-6.
+    That takes a fifth of the time of an SVD for a 1:4 layer, but squares the condition number. float64 is precise
+    enough down to singular values of 1e-2 of the first: vectors at a relative distance of 1e-6 are exact to 1e-6.
     """
     tall = W.shape[0] >= W.shape[1]
     eigenvalues, vectors = torch.linalg.eigh(W.mT @ W if tall else W @ W.mT)  # in ascending order
@@ -258,7 +257,7 @@ def _leading_triplets(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _randomized_svd(W: Tensor, k: int, seed: int, iterations: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """Subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithms 4.4 and 5.1)."""
+    """Decompose by subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithms 4.4 and 5.1)."""
     generator = torch.Generator().manual_seed(seed)
     Q = torch.randn(W.shape[1], min(k + 16, *W.shape), generator=generator).to(W)
     for _ in range(iterations):

@@ -1,8 +1,8 @@
-"""Bases on disk, so that a model's weights are decomposed once.
+"""A cache of bases on disk, so that each weight of a model is decomposed once.
 
-A file a weight in `$SSVD_CACHE`, by default `~/.cache/ssvd`; `SSVD_CACHE=off` turns it off. Files unused for longest
-are deleted once all of them take more than `$SSVD_CACHE_GB` (10). Each is named by a hash of the weight and of the
-settings, is written whole or not at all, and holds a hash of its content: what is damaged is computed anew.
+It has one file per weight in `$SSVD_CACHE`, by default `~/.cache/ssvd`; `SSVD_CACHE=off` turns it off. When the files
+take more than `$SSVD_CACHE_GB` (10), the least recently used are deleted. A file is named by a hash of the weight and
+of the settings, is written atomically, and holds a hash of its content: a damaged one is ignored and replaced.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ssvd.spectral.basis import Basis
 
-# Goes into the names: a change of what `Basis.of` computes needs another number.
+# Part of the file names; raise it when `Basis.of` computes something else.
 _VERSION = 2
-# Smaller weights are decomposed as fast as they are hashed and read.
+# Decomposing a smaller weight is as fast as hashing it and reading its file.
 _SMALLEST = 256
 _PARTS = ("U", "S", "V", "probe")
 
 
 def cached_basis(weight: Tensor, k: int, svd: str = "exact") -> Basis:
-    """`Basis.of(weight, k, svd)`, from the disk where it was computed before."""
+    """Return `Basis.of(weight, k, svd)`, read from the cache if it was computed before."""
     folder = cache_folder()
     if folder is None or min(weight.shape) < _SMALLEST or weight.is_meta:
         return Basis.of(weight, k, svd)
@@ -40,7 +40,7 @@ def cached_basis(weight: Tensor, k: int, svd: str = "exact") -> Basis:
 
 
 def cache_folder() -> Path | None:
-    """Where bases are kept; None where they are not."""
+    """Return the folder of the cache; None if it is turned off."""
     name = os.environ.get("SSVD_CACHE", "")
     if name.lower() in ("off", "0", "false", "no"):
         return None
@@ -58,24 +58,24 @@ def _content(tensors: dict[str, Tensor]) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file; None where there is none or it is damaged."""
+    """Return the tensors of a file; None if it is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in _PARTS}
             if (file.metadata() or {}).get("content") != _content(tensors):
                 return None
-        os.utime(path)  # used now
+        os.utime(path)  # the time of the last use
     except (OSError, SafetensorError):
         return None
     return tensors
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a file whole or, where the disk does not let it, not at all: nothing depends on it."""
+    """Write a file atomically; if the disk is full or read-only, write nothing: the cache is optional."""
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own, as another process may write the same basis at this moment.
+        # A unique name, since another process may be writing the same basis.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
         os.close(handle)
         partial = Path(name)
@@ -91,10 +91,10 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 def _make_room(folder: Path, keep: Path) -> None:
     limit = float(os.environ.get("SSVD_CACHE_GB", "10")) * 1e9
     files = []
-    for file in (*folder.glob("*.safetensors"), *folder.glob("*.partial")):  # the latter of a process that was killed
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.partial")):  # a killed process leaves partial files
         try:
             state = file.stat()
-        except FileNotFoundError:  # another process made room too
+        except FileNotFoundError:  # another process deleted it
             continue
         files.append((state.st_mtime, state.st_size, file))
     total = sum(size for _, size, _ in files)

@@ -28,25 +28,25 @@ def spectral_linear(
 ) -> Tensor:
     """Apply a linear layer whose weight W is changed in the basis (U, V), arXiv 2509.02830.
 
-    Computes in the dtype of autocast where that is on, else in that of W. The frozen part stays exact: with a zero
-    change the result is that of the plain layer, bit for bit. For the backward pass it keeps k numbers a token, or x.
+    Computes in the dtype of autocast if that is on, else in the dtype of W. The frozen part stays exact: with a zero
+    change the result is that of the plain layer, bit for bit. Keeps k numbers per token for the backward pass, or x.
 
     Args:
-        x: (..., n), any number of leading dimensions, which together are the tokens.
+        x: (..., n); the leading dimensions together are the tokens.
         W: (m, n).
         bias: (m,) or None.
         U: (m, k), constant.
         V: (n, k), constant.
         change: The change of the core, `C - S`, (k, k); see `core_change`.
-        weight: `effective_weight(W, U, V, change)` in the dtype that is computed in, where it is at hand; (m, n).
-        inverse: C^-1, (k, k); only where (U, V) are singular vectors of W, `W V = U S`. It shortens the way to the
-            gradient of the core.
-        band: Where given, only entries of `change` as near to the diagonal are not zero, or need a gradient.
-        keep_input: Whether to keep x for the backward pass instead of k numbers a token, as others keep it too.
-        stride: Where above 1, the gradient of the core is estimated from every so many tokens, beginning with a random
-            one, which is unbiased; the generator is torch's for the CPU. Not under `torch.compile`, where W has a
-            gradient, or where the tokens are few.
-        way: What `plan_step` found.
+        weight: `effective_weight(W, U, V, change)` in the dtype of the computation, if already formed; (m, n).
+        inverse: C^-1, (k, k); only if (U, V) are singular vectors of W, `W V = U S`. It makes the gradient of the core
+            cheaper.
+        band: If given, only entries of `change` at most this far from the diagonal are nonzero or need a gradient.
+        keep_input: Whether to keep x for the backward pass instead of k numbers per token, as other layers keep it too.
+        stride: If above 1, the gradient of the core is estimated from every stride-th token, starting at a random one,
+            which is unbiased; the random generator is torch's for the CPU. It has no effect under `torch.compile`, if W
+            has a gradient, or for few tokens.
+        way: The result of `plan_step`.
 
     Returns:
         (..., m), differentiable once in x, W, bias and change.
@@ -56,14 +56,16 @@ def spectral_linear(
     rows = slice(None)
     if stride > 1 and way.change == "weight" and not W.requires_grad and not torch.compiler.is_compiling():
         rows = slice(int(torch.randint(stride, ())), None, stride)
-    result: Tensor = _SpectralLinear.apply(x, W, bias, U, V, change, weight, inverse, band, keep_input, rows, way)
+    result: Tensor = _SpectralLinear.apply(  # type: ignore[no-untyped-call]
+        x, W, bias, U, V, change, weight, inverse, band, keep_input, rows, way
+    )
     return result
 
 
 def plan_step(
     x: Tensor, W: Tensor, U: Tensor, has_weight: bool = False, has_inverse: bool = False, stride: int = 1
 ) -> Plan:
-    """The way that `spectral_linear` takes for these arguments; see `plan`."""
+    """Return the plan of `spectral_linear` for these arguments; see `plan`."""
     (m, k), n = U.shape, W.shape[1]
     make = plan.__wrapped__ if torch.compiler.is_compiling() else plan  # the compiler warns of caches
     return make(
@@ -84,7 +86,7 @@ def plan_step(
 def effective_weight(
     W: Tensor, U: Tensor, V: Tensor, change: Tensor, dtype: torch.dtype | None = None, band: int | None = None
 ) -> Tensor:
-    """`W + U change V^T`, (m, n), multiplied in `dtype` (default: that of W), added in the wider of it and W's."""
+    """Compute `W + U change V^T`, (m, n): products in `dtype` (default: that of W), sum in the wider of both dtypes."""
     dtype = dtype or W.dtype
     U, V, change = U.to(dtype), V.to(dtype), change.to(dtype)
     if len(U) <= len(V):
@@ -95,7 +97,7 @@ def effective_weight(
 
 
 def compute_dtype(W: Tensor) -> torch.dtype:
-    """What a linear layer with the weight W computes in: the dtype of autocast where that is on, else that of W."""
+    """Return the dtype in which a linear layer computes: that of autocast if it is on, else that of its weight W."""
     device = W.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W.dtype
 
@@ -105,7 +107,7 @@ class _SpectralLinear(torch.autograd.Function):
     def forward(ctx, x, W, bias, U, V, change, weight, inverse, band, keep_input, rows, way):  # type: ignore[no-untyped-def]
         dtype = compute_dtype(W)
         bases = U, V
-        if dtype != W.dtype:  # autocast: below, its own conversions find nothing left to do
+        if dtype != W.dtype:  # convert once here, instead of autocast at each product below
             x, bias, U, V = x.to(dtype), None if bias is None else bias.to(dtype), U.to(dtype), V.to(dtype)
         _, wants_W, _, _, _, wants_core, *_ = ctx.needs_input_grad
         xV = None
@@ -166,12 +168,12 @@ class _SpectralLinear(torch.autograd.Function):
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """(tokens, features)."""
+    """Return x as (tokens, features)."""
     return x.reshape(-1, x.shape[-1])
 
 
 def _near_diagonal(A: Tensor, B: Tensor, band: int | None) -> Tensor:
-    """`A @ B`, (k, k), of which only entries at most `band` off the diagonal are needed."""
+    """Compute the entries of `A @ B`, (k, k), at most `band` off the diagonal; others may be zero."""
     if band is None or 2 * band + _BLOCK >= len(A):
         return A @ B
     product = A.new_zeros(len(A), len(A))
@@ -182,7 +184,7 @@ def _near_diagonal(A: Tensor, B: Tensor, band: int | None) -> Tensor:
 
 
 def _times_banded(A: Tensor, C: Tensor, band: int | None) -> Tensor:
-    """`A @ C` with a C whose entries more than `band` off the diagonal are zero."""
+    """Compute `A @ C` for a C whose entries more than `band` off the diagonal are zero."""
     if band is None or 2 * band + _BLOCK >= len(C):
         return A @ C
     product = A.new_empty(A.shape)

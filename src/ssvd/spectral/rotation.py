@@ -1,18 +1,18 @@
-"""What SSVD trains: few parameters, and the k x k core `C = (S + dS) G` that they make of the singular values.
+"""The trained parameters of SSVD, and the k x k core `C = (S + dS) G` that they define.
 
-A core is handled as its change `C - S`, which is exactly zero at the start. With `G = I + H`,
+The code computes the change of the core, `C - S`, which is exactly zero at the start. With `G = I + H`,
 
     C - S = diag(dS) + diag(S + dS) H.
 
-Sides. The paper rotates the input basis, W' = U (S + dS) G V^T. Its reference code factorises W^T where a layer is
-wide, W^T = V S U^T, which makes the same core act from the other side: C = G^T (S + dS), rotation of the output basis.
-"both" is C = G_out^T (S + dS) G_in.
+Sides. The paper rotates the input basis, W' = U (S + dS) G V^T. For a wide layer its reference code factorises
+W^T = V S U^T, so that the same core acts from the other side: C = G^T (S + dS), a rotation of the output basis. The
+side "both" is C = G_out^T (S + dS) G_in.
 
 Parametrisation. An update of Adam moves every entry of a parameter by about the learning rate. If the parameter were
-K itself, the norm of K, which is what the output feels, would move by up to k times as much, and no learning rate
-would hold for every k. So the parameter theta is K in units of `step(k)`, K = theta * step(k), and the parameter s is
-the relative change of the singular values, dS = S * s. A learning rate of the paper (arXiv 2509.02830), which is one
-for K itself, becomes `learning_rate / step(k)` here: the paper's 1e-4 is 2e-3 at k = 409.
+K itself, the norm of K, which determines the change of the output, would move by up to k times as much, and no learning
+rate would suit every k. So the parameter theta is K in units of `step(k)`, K = theta * step(k), and the parameter s is
+the relative change of the singular values, dS = S * s. A learning rate of the paper (arXiv 2509.02830), which applies
+to K itself, becomes `learning_rate / step(k)` here: the paper's 1e-4 is 2e-3 at k = 409.
 """
 
 from dataclasses import dataclass
@@ -32,17 +32,17 @@ SIDES: tuple[Side, ...] = get_args(Side)
 
 
 def step(k: int) -> float:
-    """Return the unit of theta: how far a change of 1 in theta moves an entry of K (with the form "none", of G)."""
-    return k**-0.5
+    """Return the unit of theta: the change of an entry of K (with the form "none", of G) for a change of 1 in theta."""
+    return float(k**-0.5)
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """What G is and which singular basis it turns.
+    """The form of G and the singular basis that it rotates.
 
     Attributes:
         form: "approx", G = I - 2K; "strict", G = (I - K)(I + K)^-1, orthogonal; "neumann", the strict form with the
-            first four terms of the series for (I + K)^-1, of which "approx" has one; "none", G free.
+            first four terms of the series for (I + K)^-1, where "approx" has one; "none", G free.
         side: "input", "output" or "both"; see the top of the module.
     """
 
@@ -51,14 +51,14 @@ class Rotation:
 
     @property
     def sides(self) -> int:
-        """Number of bases that are turned, each by a G of its own."""
+        """Number of bases that are rotated, each by a separate G."""
         return 2 if self.side == "both" else 1
 
     def size(self, k: int) -> int:
         """Return the number of entries of theta.
 
-        A skew-symmetric K has k(k-1)/2; a free G has k^2. At k = 1 there is nothing to rotate, and a free G would
-        repeat the scale: every form has none then.
+        A skew-symmetric K has k(k-1)/2; a free G has k^2. With k = 1, every form has none: there is nothing to rotate,
+        and a free G would repeat the scale.
         """
         if k == 1:
             return 0
@@ -76,14 +76,14 @@ def core_change(
 
     Args:
         S: Singular values, (k,).
-        theta: (rotation.size(k),), or None for G = I. It holds the entries of K below the diagonal, row by row; with
-            the form "none" those of G - I; both divided by `step(k)`. For the side "both", those of the input first.
+        theta: (rotation.size(k),), or None for G = I. It holds the entries of K below the diagonal, row by row, or
+            for the form "none" those of G - I, divided by `step(k)`. For the side "both", those of the input are first.
         s: Relative change of the singular values, (k,), or None for no change.
         rotation: Form and side of G.
-        solved: What `solve_rotations` returned for theta, if it is at hand; for the form "strict" only.
+        solved: The result of `solve_rotations` for theta, if already computed; only for the form "strict".
 
     Returns:
-        (k, k), in float32 (float64 where S is float64), differentiable in theta and s.
+        (k, k), in float32 (float64 if S is float64), differentiable in theta and s.
     """
     S = S.to(torch.promote_types(S.dtype, torch.float32))
     dS = torch.zeros_like(S) if s is None else S * s.to(S.dtype)
@@ -97,8 +97,8 @@ def core_change(
             return change + scale[:, None] * H[0]
         if rotation.side == "output":
             return change + H[0].mT * scale
-        turned = change + scale[:, None] * H[0]
-        return turned + H[1].mT @ (torch.diag(S) + turned)
+        rotated = change + scale[:, None] * H[0]
+        return rotated + H[1].mT @ (torch.diag(S) + rotated)
 
 
 @torch.no_grad()
@@ -109,10 +109,10 @@ def core_inverse(
     rotation: Rotation,
     solved: Tensor | None = None,
 ) -> Tensor:
-    """Compute C^-1, (k, k), for the arguments of `core_change`; not for the form "none", whose G may be singular.
+    """Compute C^-1, (k, k), for the arguments of `core_change`, except the form "none", whose G may be singular.
 
-    The other forms never shorten a vector. A singular value that was trained to less than a thousandth of its start
-    counts as a thousandth, so that the inverse exists.
+    In the other forms G never shortens a vector. A singular value that was trained to less than a thousandth of its
+    start counts as a thousandth, so that the inverse exists.
     """
     S = S.to(torch.promote_types(S.dtype, torch.float32))
     ratio = torch.ones_like(S) if s is None else 1 + s.to(S.dtype)
@@ -131,10 +131,10 @@ def core_inverse(
 
 
 def orthogonality_error(theta: Tensor, k: int, rotation: Rotation) -> float:
-    """Measure how far G is from a rotation: the spectral norm of `G^T G - I`, of the worse of two sides.
+    """Return how far G is from a rotation: the spectral norm of `G^T G - I`, the larger one of two sides.
 
-    It is 0 for an orthogonal G, and 4 ||K||^2 for the approximate form, which can only stretch. Costs one symmetric
-    eigenvalue problem of size k.
+    It is 0 for an orthogonal G, and 4 ||K||^2 for the approximate form, which can only lengthen vectors. The cost is
+    one symmetric eigenvalue problem of size k.
     """
     H = _rotation_changes(theta.detach().float(), k, rotation)
     return float(torch.linalg.eigvalsh(H + H.mT + H.mT @ H).abs().max())
@@ -149,7 +149,7 @@ def solve_rotations(theta: Tensor, k: int) -> Tensor:
         k: Size of the rotations.
 
     Returns:
-        (..., k, k), in float32 (float64 where theta is float64).
+        (..., k, k), in float32 (float64 if theta is float64).
     """
     return _Cayley.solve(_skew(theta, k))
 
@@ -158,10 +158,13 @@ def _rotation_changes(theta: Tensor, k: int, rotation: Rotation, solved: Tensor 
     """Compute `H = G - I` for each side, (1 or 2, k, k)."""
     theta = theta.view(rotation.sides, -1)
     if rotation.form == "none":
-        return theta.unflatten(-1, (k, k)) * step(k)
+        free: Tensor = theta.unflatten(-1, (k, k)) * step(k)
+        return free
     K = _skew(theta, k)
     if rotation.form == "strict":
-        result: Tensor = _Cayley.apply(K, None if solved is None else solved.view_as(K))
+        result: Tensor = _Cayley.apply(  # type: ignore[no-untyped-call]
+            K, None if solved is None else solved.view_as(K)
+        )
         return result
     # (I - K)(I + K)^-1 - I = -2 (K - K^2 + K^3 - ...)
     series = K
@@ -172,7 +175,7 @@ def _rotation_changes(theta: Tensor, k: int, rotation: Rotation, solved: Tensor 
 
 def _skew(theta: Tensor, k: int) -> Tensor:
     """Build K, (..., k, k)."""
-    # torch.compile folds the positions into the graph, and warns of caches.
+    # torch.compile makes the positions constants of the graph, and warns of functions with a cache.
     positions = (_below_diagonal.__wrapped__ if torch.compiler.is_compiling() else _below_diagonal)(k, theta.device)
     lower = sparse_change(positions, theta * step(k), k)
     return lower - lower.mT
@@ -184,7 +187,8 @@ class _Cayley(torch.autograd.Function):
     @staticmethod
     def solve(K: Tensor) -> Tensor:
         # H = -2 (I + K)^-1 K, and I + K is never singular.
-        return -2 * torch.linalg.solve(K + torch.eye(K.shape[-1], dtype=K.dtype, device=K.device), K)
+        H: Tensor = -2 * torch.linalg.solve(K + torch.eye(K.shape[-1], dtype=K.dtype, device=K.device), K)
+        return H
 
     @staticmethod
     def forward(ctx, K, solved):  # type: ignore[no-untyped-def]
@@ -205,4 +209,5 @@ def _below_diagonal(k: int, device: torch.device) -> Tensor:
     """Return the positions of the entries below the diagonal in a flattened (k, k) matrix."""
     with torch.inference_mode(False):  # an inference tensor in the cache would break the next training step
         row, column = torch.tril_indices(k, k, -1, device=device)
-        return row * k + column
+        positions: Tensor = row * k + column
+        return positions

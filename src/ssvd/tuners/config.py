@@ -1,4 +1,4 @@
-"""What the configurations of SSVD and SVFT share."""
+"""The fields that the configurations of SSVD and SVFT share."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,20 +20,20 @@ class SpectralConfig(PeftConfig):
     """Base of the configurations of methods that train a core in the frozen singular basis of each weight.
 
     Args:
-        target_modules: Names of the layers to adapt, ends of names, a regular expression, or "all-linear". By default
-            all linear layers of the encoder and the decoder of the speech models that are known (but for the output
-            projection), and what LoRA adapts in PEFT for other models.
+        target_modules: Names of the layers to adapt, ends of names, a regular expression, or "all-linear". The default
+            for known speech models is all linear layers of encoder and decoder except the output projection; for other
+            models, it is PEFT's default for LoRA.
         exclude_modules: Names, ends of names, or a regular expression of layers to leave out.
         modules_to_save: Other modules to train in full and to save with the adapter, for example a new CTC head.
         layers_to_transform: Indices of the transformer layers to adapt.
-        layers_pattern: Name of the list of transformer layers, where it is not a usual one.
+        layers_pattern: Name of the list of transformer layers, if it is not a usual one.
         fan_in_fan_out: Whether the weights of the layers are stored as (in, out), as in `Conv1D` of transformers.
-        basis: "recompute" finds the singular vectors again in the base weights when the adapter is loaded, and
-            verifies them; "stored" saves them with the adapter, (in + out) numbers a triplet, for loading it onto a
+        basis: "recompute" decomposes the base weights again when the adapter is loaded, and verifies the singular
+            vectors; "stored" saves them with the adapter, in + out numbers per triplet, so that it can be loaded onto a
             rounded or quantised copy of the base model.
-        token_stride: Above 1, the gradient of the core is estimated from every so many tokens of a batch, beginning
-            with a random one: unbiased, cheaper and noisier. What that gains and costs: docs/performance.md.
-        init_weights: True starts at the pretrained model; False at random values, for tests.
+        token_stride: If above 1, the gradient of the core is estimated from every token_stride-th token of a batch,
+            starting at a random one: unbiased, cheaper and noisier. See docs/performance.md for measurements.
+        init_weights: True starts at the pretrained model, False at random values, for tests.
 
     Raises:
         ValueError: A field is out of range, or two fields contradict each other.
@@ -56,7 +56,7 @@ class SpectralConfig(PeftConfig):
     )
     layers_pattern: list[str] | str | None = field(
         default=None,
-        metadata={"help": "Name of the list of transformer layers, where it is not a usual one such as 'layers'."},
+        metadata={"help": "Name of the list of transformer layers, if it is not a usual one such as 'layers'."},
     )
     fan_in_fan_out: bool = field(
         default=False, metadata={"help": "Whether the weights of the layers are stored as (in, out), as in Conv1D."}
@@ -64,13 +64,15 @@ class SpectralConfig(PeftConfig):
     basis: Literal["recompute", "stored"] = field(
         default="recompute",
         metadata={
-            "help": "recompute finds the singular vectors again in the base weights and verifies them; stored saves "
-            "them with the adapter, for loading onto a rounded or quantised copy."
+            "help": "recompute decomposes the base weights again and verifies the singular vectors; stored saves them "
+            "with the adapter, for loading onto a rounded or quantised copy."
         },
     )
     token_stride: int = field(
         default=1,
-        metadata={"help": "Above 1, the gradient of the core is estimated from every so many tokens of a batch."},
+        metadata={
+            "help": "If above 1, the gradient of the core is estimated from every token_stride-th token of a batch."
+        },
     )
     init_weights: bool = field(
         default=True, metadata={"help": "True starts at the pretrained model, False at random values, for tests."}
@@ -94,14 +96,14 @@ class SpectralConfig(PeftConfig):
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
 
     def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        """Raises ValueError where the field of that name is none of the choices."""
+        """Raise ValueError if the field of that name is none of the choices."""
         if getattr(self, name) not in choices:
             raise ValueError(f"`{name}` must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save the configuration, and say in the model card how the adapter is loaded."""
+        """Save the configuration, and add to the model card how the adapter is loaded."""
         super().save_pretrained(save_directory, **kwargs)
-        # PEFT has no hook for the text of its model card, but has written it by now.
+        # PEFT has no hook for its model card, but has written the card before it calls this.
         card, loading = Path(save_directory) / "README.md", _LOADING.format(name=self.method.upper())
         if card.is_file() and loading not in (text := card.read_text(encoding="utf-8")):
             card.write_text(f"{text.rstrip()}\n\n{loading}\n", encoding="utf-8")

@@ -20,8 +20,8 @@ from ssvd.tuners.layer import SpectralLayer
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 _WAV2VEC2 = ["projection", *_ATTENTION, "intermediate_dense", "output_dense"]
 
-# All linear layers of encoder and decoder, without the output projection, which is tied to the embedding or, for CTC,
-# made anew for each alphabet (then: `modules_to_save=["lm_head"]`).
+# All linear layers of encoder and decoder except the output projection: it is tied to the embedding or, for CTC, new
+# for each alphabet (then use `modules_to_save=["lm_head"]`).
 _SPEECH_TARGETS = {
     "whisper": [*_ATTENTION, "fc1", "fc2"],
     "wav2vec2": _WAV2VEC2,
@@ -40,29 +40,29 @@ class SpectralModel(BaseTuner):
     """Base of the tuners of SSVD and SVFT."""
 
     tuner_layer_cls: type[SpectralLayer]
-    # A view, so that what is added to PEFT's table later counts too.
+    # A view, so that later additions to PEFT's table count too.
     target_module_mapping: ClassVar[MutableMapping[str, list[str]]] = ChainMap(
         _SPEECH_TARGETS, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     )
 
     def adapted_layers(self, adapter_name: str) -> list[tuple[str, SpectralLayer]]:
-        """Names and layers of an adapter."""
+        """Return the layers of an adapter with their names."""
         layers = ((n, m) for n, m in self.model.named_modules() if isinstance(m, SpectralLayer))
         return [(name, layer) for name, layer in layers if adapter_name in layer.bases]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Wrap the layers of a model, with a progress bar while their weights are decomposed."""
-        # Decomposing a large model takes minutes the first time.
+        # The first decomposition of a large model takes minutes.
         with tqdm(desc="Decomposing weights", unit=" layers", delay=2, leave=False) as progress:
             self._on_layer: Callable[[], Any] | None = progress.update
             try:
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
             finally:
-                self._on_layer = None  # models are copied and pickled
+                self._on_layer = None  # a progress bar cannot be copied or pickled with the model
         self.warn_of_unused(adapter_name)
 
     def warn_of_unused(self, adapter_name: str) -> None:
-        """Warn of settings of an adapter that matched no layer."""
+        """Warn of settings of an adapter that match no layer."""
 
     def _create_and_replace(
         self,
@@ -88,7 +88,7 @@ class SpectralModel(BaseTuner):
         if type(target).forward not in (nn.Linear.forward, Conv1D.forward):  # an adapted layer would not call it
             raise ValueError(
                 f"{name} adapts layers that compute x W^T + b, but {current_key} is {type(target).__module__}."
-                f"{type(target).__name__}, which computes something of its own."
+                f"{type(target).__name__}, which has its own forward method."
             )
         if not target.weight.is_floating_point() or target.weight.dtype.itemsize < 2:
             raise ValueError(
@@ -97,7 +97,7 @@ class SpectralModel(BaseTuner):
         fan_in_fan_out = isinstance(target, Conv1D)
         if peft_config.fan_in_fan_out != fan_in_fan_out:
             warnings.warn(
-                f"{type(target).__name__} needs fan_in_fan_out={fan_in_fan_out}; it is used as such.", stacklevel=2
+                f"{type(target).__name__} needs fan_in_fan_out={fan_in_fan_out}, which is used instead.", stacklevel=2
             )
             peft_config.fan_in_fan_out = fan_in_fan_out
         layer = self.tuner_layer_cls(target, fan_in_fan_out).train(target.training)
@@ -107,7 +107,7 @@ class SpectralModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """With `adapter_names`, one for each row of the batch, hand them to the layers; "__base__" means none."""
+        """Pass `adapter_names`, one for each row of the batch, to the layers; "__base__" means none."""
         names = kwargs.get("adapter_names")
         if names is None:
             yield
@@ -117,7 +117,7 @@ class SpectralModel(BaseTuner):
         known = {adapter for m in self.modules() if isinstance(m, SpectralLayer) for adapter in m.bases}
         if unknown := set(names) - known - {"__base__"}:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
-        # Beam search repeats each row, but for the encoder.
+        # Beam search repeats each row, except in the encoder.
         beams = kwargs.get("num_beams") or 1
         encoder = self.model.get_encoder() if beams > 1 and hasattr(self.model, "get_encoder") else None
         once = set() if encoder is None else set(encoder.modules())

@@ -1,4 +1,4 @@
-"""Entry of a method into PEFT's tables from outside PEFT."""
+"""Registration of a method with PEFT from outside PEFT."""
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -7,7 +7,7 @@ from peft.utils import PeftType, register_peft_method
 
 
 def register(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> None:
-    """Make a method known to PEFT under a lower-case name; doing so twice is harmless.
+    """Register a method with PEFT under a lower-case name; doing so twice is harmless.
 
     Raises:
         RuntimeError: Another package, or PEFT itself, has a method of that name.
@@ -19,13 +19,13 @@ def register(name: str, config_class: type[PeftConfig], model_class: type[BaseTu
     if registered is not None:
         raise RuntimeError(
             f"PEFT already has a method {name!r}, {registered.__module__}.{registered.__qualname__}: "
-            f"uninstall the package that brought it, or import it instead of {config_class.__module__}"
+            f"uninstall the package that registered it, or import it instead of {config_class.__module__}"
         )
     register_peft_method(name=name, config_cls=config_class, model_cls=model_class)
 
 
 def peft_type_of(name: str) -> PeftType:
-    """The member of PEFT's closed enumeration of methods with this name, added to it where it is missing."""
+    """Return the member of PEFT's enumeration of methods with this name, which is added if it is missing."""
     key = name.upper()
     if key in PeftType.__members__:
         return PeftType[key]

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -25,8 +25,8 @@ from ssvd.spectral import (
     solve_rotations,
 )
 from ssvd.tuners.config import SpectralConfig
-from ssvd.tuners.kept import Kept
 from ssvd.tuners.layer import SpectralLayer
+from ssvd.tuners.memo import Memo
 from ssvd.tuners.model import SpectralModel
 
 
@@ -45,12 +45,12 @@ class SSVDConfig(SpectralConfig):
             ends of names or regular expressions to portions, such as `{"fc1": 0.2, "encoder.layers.0.fc2": 0.6}`.
         rotation: Form of G: "approx", I - 2K with a skew-symmetric K; "strict", the rotation (I - K)(I + K)^-1;
             "neumann", four terms of the series for that, where "approx" has one; "none", any matrix.
-        rotate: Which basis G turns: "input", as in the paper; "output", G^T (S + dS) instead of (S + dS) G; "both",
+        rotate: Which basis G rotates: "input", as in the paper; "output", G^T (S + dS) instead of (S + dS) G; "both",
             with a G for each side, which trains k^2 numbers a layer (2 k^2 + k with rotation "none").
-        train_scale: Whether dS is trained; without it only the rotation is.
+        train_scale: Whether dS is trained, or only the rotation.
         svd: "exact", or "randomized", which is cheaper where k is far below r and approximates the last triplets.
 
-    Which layers are adapted, and whether the basis is saved, say the fields of `ssvd.tuners.config.SpectralConfig`.
+    The fields of `ssvd.tuners.config.SpectralConfig` choose the layers, and whether the basis is saved.
 
     Raises:
         ValueError: A field is out of range, or two fields contradict each other.
@@ -79,7 +79,7 @@ class SSVDConfig(SpectralConfig):
         },
     )
     rotate: Side = field(
-        default="input", metadata={"help": "Which singular basis G turns: that of the input, of the output, or both."}
+        default="input", metadata={"help": "Which singular basis G rotates: that of the input, of the output, or both."}
     )
     train_scale: bool = field(default=True, metadata={"help": "Whether the singular values are trained."})
     svd: Literal["exact", "randomized"] = field(
@@ -101,7 +101,7 @@ class SSVDConfig(SpectralConfig):
         """Number k of singular triplets that a layer of this name and shape is adapted in.
 
         Raises:
-            ValueError: `rank` exceeds what the layer has.
+            ValueError: `rank` exceeds the number of triplets of the layer.
         """
         r = min(out_features, in_features)
         portion = self.portion_pattern.get(get_pattern_key(self.portion_pattern, layer))
@@ -113,8 +113,18 @@ class SSVDConfig(SpectralConfig):
 
 
 def portion_rank(portion: float, r: int) -> int:
-    """Return k = max(1, floor(p r)), where 0.29 of 100 is 29, whatever the product is in binary."""
+    """Return k = max(1, floor(p r)), computed in decimal: 0.29 of 100 is 29, although the binary product is less."""
     return max(1, math.floor(round(portion * r, 6)))
+
+
+class _Core(NamedTuple):
+    """The arguments of `core_change` and `core_inverse`, in their order."""
+
+    S: Tensor
+    theta: Tensor | None
+    s: Tensor | None
+    rotation: Rotation
+    solved: Tensor | None
 
 
 class SSVDLinear(SpectralLayer):
@@ -126,7 +136,7 @@ class SSVDLinear(SpectralLayer):
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
-        self._solved: dict[str, Kept[Tensor]] = {}
+        self._solved: dict[str, Memo[Tensor]] = {}
         self.ssvd_theta = nn.ParameterDict()
         self.ssvd_s = nn.ParameterDict()
         self.rotation: dict[str, Rotation] = {}
@@ -144,54 +154,53 @@ class SSVDLinear(SpectralLayer):
         self.rotation[adapter_name] = rotation
         self.set_basis(adapter_name, config, k, config.svd, trained=size + k * config.train_scale)
         weight = self.get_base_layer().weight
-        for part, count in ((self.ssvd_theta, size), (self.ssvd_s, k * config.train_scale)):
+        for parameters, count in ((self.ssvd_theta, size), (self.ssvd_s, k * config.train_scale)):
             if count:
                 start = torch.zeros(count, dtype=weight.dtype, device=weight.device)
-                part[adapter_name] = start if config.init_weights else start.normal_(std=0.5)
+                parameters[adapter_name] = start if config.init_weights else start.normal_(std=0.5)
 
     def change(self, adapter_name: str) -> Tensor:
         """Return the change C - S of the core, (k, k)."""
         return core_change(*self._core(adapter_name))
 
     def inverse(self, adapter_name: str) -> Callable[[], Tensor] | None:
-        """Return how to compute C^-1, (k, k); None where it has no cheap inverse."""
+        """Return a function that computes C^-1, (k, k); None for the form "none", whose core may be singular."""
         return None if self.rotation[adapter_name].form == "none" else lambda: core_inverse(*self._core(adapter_name))
 
-    def _core(self, name: str) -> tuple[Tensor, Tensor | None, Tensor | None, Rotation, Tensor | None]:
-        """The arguments of `core_change`."""
-        S, theta, s = self.bases[name].S, self.ssvd_theta.get(name), self.ssvd_s.get(name)
-        return S, theta, s, self.rotation[name], self.solved(name)
+    def _core(self, name: str) -> _Core:
+        theta, s = self.ssvd_theta.get(name), self.ssvd_s.get(name)
+        return _Core(self.bases[name].S, theta, s, self.rotation[name], self.solved(name))
 
     def solved(self, adapter_name: str) -> Tensor | None:
-        """`solve_rotations` of an adapter with strict rotations, kept while its parameters stay the same.
+        """Return `solve_rotations` of an adapter, remembered while its parameters do not change; None if not strict.
 
-        Where it has to be solved, it is together with all others of its size that have been used since they were.
+        One call solves the rotations of all layers of the same size that were used since their last solution.
         """
         is_strict = self.rotation[adapter_name].form == "strict" and adapter_name in self.ssvd_theta
         if not is_strict or torch.compiler.is_compiling():
             return None
-        H = self._solved_before(adapter_name)
+        H = self._remembered_solution(adapter_name)
         if H is None:
-            own = self, adapter_name
-            others = [(layer, name) for layer in list(_used) for name in layer._active() if (layer, name) != own]
-            others = [other for other in others if _needs_solving_with(own, other)]
-            H = self._solve([own, *others[: _MOST_SOLVED // self.bases[adapter_name].k ** 2]])
+            this = self, adapter_name
+            others = [(layer, name) for layer in list(_used) for name in layer._active() if (layer, name) != this]
+            others = [other for other in others if _can_be_solved_with(this, other)]
+            H = self._solve([this, *others[: _MOST_SOLVED // self.bases[adapter_name].k ** 2]])
         _used.add(self)
         return H
 
-    def _solved_before(self, adapter_name: str) -> Tensor | None:
-        return self._solved.setdefault(adapter_name, Kept()).get([self.ssvd_theta[adapter_name]])
+    def _remembered_solution(self, adapter_name: str) -> Tensor | None:
+        return self._solved.setdefault(adapter_name, Memo()).get([self.ssvd_theta[adapter_name]])
 
     @staticmethod
     @torch.inference_mode(False)
     def _solve(adapters: "list[tuple[SSVDLinear, str]]") -> Tensor:
-        """Solve strict rotations of equal size, keep what was found, and return that of the first."""
+        """Solve strict rotations of equal size, remember the solutions, and return the first."""
         layer, name = adapters[0]
         S, sides = layer.bases[name].S, layer.rotation[name].sides
         thetas = [layer.ssvd_theta[name] for layer, name in adapters]
         solved = solve_rotations(torch.stack([theta.detach().view(sides, -1).to(S.dtype) for theta in thetas]), len(S))
         for (layer, name), theta, H in zip(adapters, thetas, solved, strict=True):
-            layer._solved[name].keep(H, [theta])
+            layer._solved[name].set(H, [theta])
             _used.discard(layer)
         return solved[0]
 
@@ -200,27 +209,29 @@ class SSVDLinear(SpectralLayer):
         self._solved = {}
 
     def orthogonality_error(self, adapter_name: str) -> float:
-        """Spectral norm of `G^T G - I`; see `ssvd.spectral.orthogonality_error`."""
+        """Return the spectral norm of `G^T G - I`; see `ssvd.spectral.orthogonality_error`."""
         if adapter_name not in self.ssvd_theta:
             return 0.0
         theta, k = self.ssvd_theta[adapter_name], self.bases[adapter_name].k
         return orthogonality_error(theta, k, self.rotation[adapter_name])
 
 
-# Numbers of the matrices that are solved together: what is held for them meanwhile takes a few hundred MB.
+# Most entries of the matrices that are solved in one call, which takes a few hundred MB of temporary memory.
 _MOST_SOLVED = 2**24
-# Layers whose strict rotations were used since they were solved.
+# Layers whose strict rotations were used since their last solution.
 _used: WeakSet[SSVDLinear] = WeakSet()
 
 
-def _needs_solving_with(one: tuple[SSVDLinear, str], other: tuple[SSVDLinear, str]) -> bool:
-    (layer, name), (other_layer, other_name) = one, other
-    own, theta = layer.ssvd_theta[name], other_layer.ssvd_theta.get(other_name)
+def _can_be_solved_with(first: tuple[SSVDLinear, str], second: tuple[SSVDLinear, str]) -> bool:
+    """Return whether the second layer's rotation has the kind and size of the first one's, and needs a solution."""
+    (layer, name), (other_layer, other_name) = first, second
+    theta, other = layer.ssvd_theta[name], other_layer.ssvd_theta.get(other_name)
     return (
-        theta is not None
+        other is not None
         and other_layer.rotation[other_name] == layer.rotation[name]
-        and (type(theta), theta.shape, theta.dtype, theta.device) == (type(own), own.shape, own.dtype, own.device)
-        and other_layer._solved_before(other_name) is None
+        and (type(other), other.shape, other.dtype, other.device)
+        == (type(theta), theta.shape, theta.dtype, theta.device)
+        and other_layer._remembered_solution(other_name) is None
     )
 
 
@@ -238,7 +249,7 @@ class SSVDModel(SpectralModel):
     tuner_layer_cls = SSVDLinear
 
     def orthogonality_errors(self, adapter_name: str = "default") -> dict[str, float]:
-        """Spectral norm of `G^T G - I` for every layer of an adapter: how far the approximate form left rotations."""
+        """Return the spectral norm of `G^T G - I` for every layer of an adapter: how far its G are from rotations."""
         return {
             name: module.orthogonality_error(adapter_name)
             for name, module in self.adapted_layers(adapter_name)

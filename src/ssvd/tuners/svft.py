@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,9 @@ class SVFTConfig(SpectralConfig):
             either side; "random" and "top-k", as many entries as "banded", drawn at random or those with the largest
             |u_i^T v_j|. See `ssvd.spectral.pattern`.
         off_diagonals: d, which sets the number of trained entries of every pattern but "plain".
-        seed: Of the pattern "random"; the positions follow from it on every machine.
+        seed: Random seed of the pattern "random"; it gives the same positions on every machine.
 
-    Which layers are adapted, and whether the basis is saved, say the fields of `ssvd.tuners.config.SpectralConfig`.
+    The fields of `ssvd.tuners.config.SpectralConfig` choose the layers, and whether the basis is saved.
 
     Raises:
         ValueError: A field is out of range, or two fields contradict each other.
@@ -41,7 +41,7 @@ class SVFTConfig(SpectralConfig):
     off_diagonals: int = field(
         default=8, metadata={"help": "Diagonals on either side of the main one; sets the number of trained entries."}
     )
-    seed: int = field(default=0, metadata={"help": "Of the pattern random."})
+    seed: int = field(default=0, metadata={"help": "Random seed of the pattern random."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,8 +52,16 @@ class SVFTConfig(SpectralConfig):
                 raise ValueError(f"`{name}` must be an integer from 0 on, not {value!r}.")
 
 
-class _Pattern(nn.Module):
-    """Positions of trained entries; saved are a checksum of them or, where the basis is stored, themselves."""
+class _Pattern(NamedTuple):
+    """Which entries are trained: the last arguments of `pattern_positions`, in their order."""
+
+    pattern: str
+    off_diagonals: int
+    seed: int
+
+
+class _Positions(nn.Module):
+    """Positions of the trained entries. Their checksum is saved and, with a stored basis, the positions too."""
 
     positions: Tensor
     checksum: Tensor
@@ -63,10 +71,10 @@ class _Pattern(nn.Module):
         self.register_buffer("positions", positions, persistent=stored)
         self.register_buffer("checksum", checksum(positions))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Pattern":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Positions":
         exact = self.checksum
-        super()._apply(fn, recurse)
-        if self.checksum.dtype != exact.dtype:  # numbers up to 2^24, which half precision does not have
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.checksum.dtype != exact.dtype:  # half precision cannot represent all integers up to 2^24
             self.checksum = exact.to(self.checksum.device)
         return self
 
@@ -76,32 +84,32 @@ class SVFTLinear(SpectralLayer):
 
     method = "svft"
     adapter_layer_names = ("svft_M",)
-    other_param_names = ("svft_basis", "svft_pattern", "positions_of", "svd", "token_stride", "_fits")
+    other_param_names = ("svft_basis", "svft_pattern", "patterns", "svd", "token_stride", "_fits")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
         self.svft_M = nn.ParameterDict()
-        self.svft_pattern: MutableMapping[str, _Pattern] = nn.ModuleDict()  # type: ignore[assignment]
-        self.positions_of: dict[str, tuple[str, int, int]] = {}  # pattern, off_diagonals, seed
+        self.svft_pattern: MutableMapping[str, _Positions] = nn.ModuleDict()  # type: ignore[assignment]
+        self.patterns: dict[str, _Pattern] = {}
 
     def create_core(self, adapter_name: str, config: SVFTConfig, layer: str) -> None:
         """Create the trained parameters of an adapter in this layer; see `SpectralLayer`."""
         k = min(self.out_features, self.in_features)
         size = pattern_size(k, config.pattern, config.off_diagonals)
-        # A number less for the checksum.
+        # The checksum takes the place of one number of the fingerprint.
         self.set_basis(adapter_name, config, k, "exact", trained=size - 60)
-        self.positions_of[adapter_name] = config.pattern, config.off_diagonals, config.seed
+        self.patterns[adapter_name] = _Pattern(config.pattern, config.off_diagonals, config.seed)
         self.follow_new_basis(adapter_name)
         weight, scale = self.get_base_layer().weight, self.bases[adapter_name].S.mean()
         start = torch.zeros(size, dtype=weight.dtype, device=weight.device)
         self.svft_M[adapter_name] = start if config.init_weights else start.normal_(std=0.5) * scale.to(start)
 
     def follow_new_basis(self, adapter_name: str) -> None:
-        """Find the trained entries again in the basis that is used now."""
+        """Recompute the positions of the trained entries, which may depend on the basis."""
         basis = self.bases[adapter_name]
         U, V = basis.U[:, : basis.k], basis.V[:, : basis.k]
-        positions = pattern_positions(U, V, *self.positions_of[adapter_name])
-        self.svft_pattern[adapter_name] = _Pattern(positions, basis.stored)
+        positions = pattern_positions(U, V, *self.patterns[adapter_name])
+        self.svft_pattern[adapter_name] = _Positions(positions, basis.stored)
 
     def change(self, adapter_name: str) -> Tensor:
         """Return the change C - S of the core, (k, k)."""
@@ -109,15 +117,15 @@ class SVFTLinear(SpectralLayer):
         return sparse_change(positions, self.svft_M[adapter_name], self.bases[adapter_name].k)
 
     def band(self, adapter_name: str) -> int | None:
-        """Return how far from the diagonal entries are trained; None for no such limit."""
-        pattern, off_diagonals, _ = self.positions_of[adapter_name]
+        """Return how far from the diagonal entries are trained; None if anywhere."""
+        pattern, off_diagonals, _ = self.patterns[adapter_name]
         return {"plain": 0, "banded": off_diagonals}.get(pattern)
 
     def check_core(self, state_dict: dict[str, Any], prefix: str, adapter_name: str, layer: str) -> None:
-        """Check that stored parameters belong to the entries that are trained here."""
+        """Check that stored parameters belong to the same entries as those trained here."""
         stored = state_dict.get(f"{prefix}svft_pattern.{adapter_name}.checksum")
-        own = self.svft_pattern[adapter_name]
-        positions = state_dict.get(f"{prefix}svft_pattern.{adapter_name}.positions", own.positions)
+        here = self.svft_pattern[adapter_name].positions
+        positions = state_dict.get(f"{prefix}svft_pattern.{adapter_name}.positions", here)
         if stored is not None and not torch.equal(checksum(positions).cpu(), stored.detach().float().cpu()):
             raise ValueError(
                 f"The adapter trained other entries of {layer} than its configuration gives here: `pattern`, "

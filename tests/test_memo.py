@@ -1,4 +1,4 @@
-"""What adapted layers keep from one forward pass to the next: used again where nothing changed, never stale."""
+"""What adapted layers remember from one forward pass to the next: reused while nothing changes, never stale."""
 
 import copy
 import pickle
@@ -10,7 +10,8 @@ import torch
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-import ssvd.tuners.layer
+import ssvd.tuners.formed_weight
+import ssvd.tuners.shared_input
 import ssvd.tuners.ssvd
 from ssvd import SSVDConfig, SVFTConfig
 from ssvd.tuners.layer import SpectralLayer
@@ -50,14 +51,14 @@ def spectral_layers(model):
 def formed(monkeypatch):
     """The weights that layers formed."""
     weights = []
-    form = ssvd.tuners.layer.effective_weight
+    form = ssvd.tuners.formed_weight.effective_weight
 
     def recorded(*arguments):
         weight = form(*arguments)
         weights.append(weakref.ref(weight))
         return weight
 
-    monkeypatch.setattr(ssvd.tuners.layer, "effective_weight", recorded)
+    monkeypatch.setattr(ssvd.tuners.formed_weight, "effective_weight", recorded)
     return weights
 
 
@@ -115,7 +116,7 @@ def trained_by(make, accumulate, forget, steps=3, **options):
         pytest.param(lambda p: ByHand(p, through_data=True), id="by hand, data"),
     ],
 )
-def test_training_is_as_without_anything_kept(make, config, accumulate, formed):
+def test_training_is_as_without_a_memo(make, config, accumulate, formed):
     options = {"config": config(target_modules=TARGETS)}
     kept = trained_by(make, accumulate, forget=False, **options)
     count = len(formed)
@@ -248,7 +249,7 @@ def test_every_change_is_noticed(event, decoding, formed):
     event(model)
     after = passes(model)
     fresh = copy.deepcopy(model)
-    assert all(kept.value is None for layer in spectral_layers(fresh) for kept in layer._weights.values())
+    assert all(memo.value is None for layer in spectral_layers(fresh) for memo in layer._weights.values())
     assert torch.equal(after, passes(fresh))
     if event not in (merge, merge_and_unmerge) and "lambda" not in event.__name__:
         assert not torch.allclose(after, before, atol=1e-3)
@@ -290,7 +291,7 @@ def test_copies_and_pickles_start_empty():
         before = model(X)
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             for layer in spectral_layers(other):
-                assert all(kept.value is None for kept in (*layer._weights.values(), *layer._solved.values()))
+                assert all(memo.value is None for memo in (*layer._weights.values(), *layer._solved.values()))
             assert torch.equal(other(X), before)
 
 
@@ -304,7 +305,7 @@ def test_replicas_for_other_devices_start_empty():
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointed_layers_use_what_is_kept(reentrant, formed):
+def test_checkpointed_layers_use_the_remembered_weight(reentrant, formed):
     def gradients(checkpointed):
         model = adapted()
         for seed in (1, 2, 3, 4):
@@ -371,15 +372,15 @@ def test_an_input_that_several_layers_read_is_kept_once():
         loss.backward()
         return {t.data_ptr(): t.shape[1] for t in tensors if len(t) == 300}, x
 
-    others = len(ssvd.tuners.layer._readers)
+    others = len(ssvd.tuners.shared_input._readers)
     first, _ = kept()
     second, x = kept()
     # k is 51: three times 51 numbers a token at first, then the 128 of x. The products keep what they multiply.
     assert sorted(first.values()) == [51] * 4 + [128] * 4
     assert sorted(second.values()) == [51] + [128] * 5 and x.data_ptr() in second
-    assert pickle.loads(pickle.dumps(x)).shape == x.shape and x in ssvd.tuners.layer._readers
+    assert pickle.loads(pickle.dumps(x)).shape == x.shape and x in ssvd.tuners.shared_input._readers
     del x, _
-    assert len(ssvd.tuners.layer._readers) == others, "inputs are forgotten"
+    assert len(ssvd.tuners.shared_input._readers) == others, "inputs are forgotten"
     with torch.autocast("cpu", torch.bfloat16):  # each layer converts an input of its own, and keeps 51 of it
         kept()
         third, _ = kept()
