@@ -130,6 +130,7 @@ def test_extras_are_those_of_the_package():
         ["adapt", "{model}", "--train", "{table}", "--out", "{new}"],
         ["evaluate", "{model}", "{table}"],
         ["transcribe", "{model}", "{table}"],
+        ["average", "{new}", "{new}"],
         ["merge", "{new}", "{new}"],
         ["benchmark", "main", "--small", "--out", "{new}"],
         ["report", "{new}"],

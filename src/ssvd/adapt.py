@@ -23,6 +23,7 @@ from ssvd.training.options import changed_options, checked_options
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.results import Epoch, RunResult
 from ssvd.training.run_folder import read_config, sample_weights
+from ssvd.training.scale_choice import choose_scale, read_kept
 from ssvd.training.trainer import build_trainer
 from ssvd_options import AdaptOptions
 
@@ -59,6 +60,7 @@ def adapt(options: AdaptOptions | None, run: Path, *, resume: bool = False, prog
     _check_budget(speech, layers, options)
     augmenter = Augmenter(options.augment, sampling_rate=speech.sampling_rate, window=speech.window, seed=options.seed)
     data = stored_data(run) if last.is_file() else read_data(options, speech, progress)
+    kept = read_kept(options)
     base_weights = sample_weights(speech.module, layers)
     _make_trainable(speech, layers, options)
     learning_rate = options.learning_rate or find_method(options.method).learning_rate
@@ -75,6 +77,9 @@ def adapt(options: AdaptOptions | None, run: Path, *, resume: bool = False, prog
             store_data(run, data)
         trainer.fit(training, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         result = _result(training)
+        if options.choose_scale or kept:
+            scale = choose_scale(options, run, data.dev, kept, training.decoding, progress)
+            result = result.model_copy(update={"scale": scale})
         _warn(training, result, progress)
         result.write(run / "result.json")
     return result
@@ -173,7 +178,13 @@ def _warn(training: Adaptation, result: RunResult, progress: Progress) -> None:
             "Lower the learning_rate, or use the method 'ssvd strict'.",
             warning=True,
         )
-    if result.best_epoch == 0:
+    if result.scale == 0:
+        progress.say(
+            "No scale of the adapter keeps the bounds of keep and improves the dev utterances, so the run is used at "
+            "the scale 0, which is the base model. Allow more points, or try a lower learning_rate.",
+            warning=True,
+        )
+    elif result.best_epoch == 0:
         progress.say(
             "No epoch was better on the dev utterances than the model before training, so the adapter that is kept "
             "changes nothing. Try a lower learning_rate or more data.",

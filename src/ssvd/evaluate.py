@@ -21,6 +21,7 @@ from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.scoring import Comparison, Score, compare, score, score_by, usual_normaliser
 from ssvd.scoring import normaliser as find_normaliser
 from ssvd.training.batches import by_length
+from ssvd.training.interpolation import scale_of
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.run_folder import check_run, load_adapted, stated_options
 
@@ -34,6 +35,7 @@ class Evaluation:
     Attributes:
         corpus: Name of the corpus: the last parts of its path.
         system: "base", or the run folder or adapter.
+        scale: How far the system is from the base model: 0 for the base model itself, 1 for a whole adapter.
         normaliser: Text normaliser of references and hypotheses.
         score: Score over all utterances.
         without_fallback: Score of the texts that the first search found; None where decoding had no fallback.
@@ -44,6 +46,7 @@ class Evaluation:
 
     corpus: str
     system: str
+    scale: float
     normaliser: str
     score: Score
     without_fallback: Score | None
@@ -56,6 +59,7 @@ class Evaluation:
         return {
             "corpus": self.corpus,
             "system": self.system,
+            "scale": self.scale,
             "normaliser": self.normaliser,
             **self.score.as_dict(),
             "without_fallback": None if self.without_fallback is None else self.without_fallback.as_dict(),
@@ -107,6 +111,7 @@ def evaluate(
     corpora: Sequence[str],
     *,
     adapters: Sequence[str | Path] = (),
+    scale: float | None = None,
     where: Sequence[str] = (),
     by: Sequence[str] = (),
     normaliser: str | None = None,
@@ -125,6 +130,7 @@ def evaluate(
         model: The base checkpoint.
         corpora: Paths that `read_corpus` takes.
         adapters: Run folders or PEFT adapters, all with the first one's window and language unless these are given.
+        scale: How far to go from the base model to the adapted ones; None for the chosen scale of each run, or 1.
         where: Conditions on fields; see `ssvd.corpora.selection.select`.
         by: Fields to break scores down by; see `ssvd.scoring.score_by`.
         normaliser: Text normaliser; by default, the usual one of each corpus's language, or else the model's.
@@ -147,14 +153,17 @@ def evaluate(
         find_normaliser(normaliser)  # refuses an unknown one before any work
     test_sets, skipped = _read_test_sets(corpora, where, by, skip_bad, progress)
     labels = _labels(adapters)
-    for system, speech in _systems(model, adapters, window, language):
+    scales = {BASE: 0.0} | {str(adapter): scale_of(adapter, scale) for adapter in adapters}
+    for system, speech in _systems(model, adapters, scales, window, language):
         speech.module.to(pick_device(device))
         for test_set in test_sets:
             test_set.decoded[system] = _decoded(speech, test_set, system, decoding, batch_size, progress)
             if out is not None:
                 hypotheses = out / "hypotheses" / f"{labels[system]}-{test_set.name}.jsonl"
                 write_json_lines(hypotheses, test_set.rows(system))
-    evaluations = [_scored(test_set, system, by, normaliser) for test_set in test_sets for system in labels]
+    evaluations = [
+        _scored(test_set, system, scales[system], by, normaliser) for test_set in test_sets for system in labels
+    ]
     if out is not None:
         rows = [evaluation.as_dict() for evaluation in evaluations]
         write_json(
@@ -191,7 +200,11 @@ def _labels(adapters: Sequence[str | Path]) -> dict[str, str]:
 
 
 def _systems(
-    model: str, adapters: Sequence[str | Path], window: float | None, language: str | None
+    model: str,
+    adapters: Sequence[str | Path],
+    scales: Mapping[str, float],
+    window: float | None,
+    language: str | None,
 ) -> Iterator[tuple[str, Recogniser]]:
     """Load the base model and each adapter on it, one at a time, once all adapters are checked."""
     first = stated_options(adapters[0]) if adapters else {}
@@ -203,7 +216,8 @@ def _systems(
     yield BASE, speech
     del speech
     for adapter in adapters:
-        yield str(adapter), load_adapted(model, adapter, window=window, language=language)
+        name = str(adapter)
+        yield name, load_adapted(model, adapter, window=window, language=language, scale=scales[name])
 
 
 def _decoded(
@@ -219,7 +233,7 @@ def _decoded(
     return _Decoded(transcripts, time.monotonic() - started, speech.language, settings)
 
 
-def _scored(test_set: _TestSet, system: str, by: Sequence[str], normaliser: str | None) -> Evaluation:
+def _scored(test_set: _TestSet, system: str, scale: float, by: Sequence[str], normaliser: str | None) -> Evaluation:
     """Score a system on a corpus, and compare it with the base model."""
     cuts, decoded, base = test_set.cuts, test_set.decoded[system], test_set.decoded[BASE]
     references = [field_value(cut, "text") for cut in cuts]
@@ -235,6 +249,7 @@ def _scored(test_set: _TestSet, system: str, by: Sequence[str], normaliser: str 
     return Evaluation(
         corpus=test_set.name,
         system=system,
+        scale=scale,
         normaliser=normaliser,
         score=score(references, decoded.texts, speakers=speakers, normaliser=normaliser),
         without_fallback=without_fallback,

@@ -31,6 +31,7 @@ def transcribe_files(
     files: Sequence[Path],
     adapter: str | Path | None = None,
     *,
+    scale: float | None = None,
     window: float | None = None,
     language: str | None = None,
     decoding: Decoding = DEFAULT_DECODING,
@@ -43,6 +44,7 @@ def transcribe_files(
         model: The base checkpoint.
         files: Audio files of any format, sampling rate and length.
         adapter: A run folder, or a PEFT adapter: a folder or a name on the hub.
+        scale: How far to go from the base model to the adapted one; None for the run's chosen scale, or 1.
         window: Length of the model's input in seconds.
         language: Language of the speech, as a name or a code.
         decoding: How texts are searched for.
@@ -55,7 +57,7 @@ def transcribe_files(
     if adapter is None:
         speech = load_model(model, window=window, language=language)
     else:
-        speech = load_adapted(model, adapter, window=window, language=language)
+        speech = load_adapted(model, adapter, window=window, language=language, scale=scale)
     speech.module.to(pick_device(device))
     for path in files:
         try:

@@ -22,6 +22,7 @@ from ssvd_options.adapt import AdaptOptions
         "where": "CONDITION",
         "also_train": "NAME",
         "augment": "KIND=RANGE",
+        "keep": "CORPUS:POINTS",
     },
 )
 def adapt(
@@ -69,6 +70,8 @@ def adapt(
     table.add_row("trained parameters", f"{result.trainable_parameters:,} ({result.trainable_share:.2%})")
     table.add_row("dev WER before", f"{result.zero_shot_dev_wer:.1%}")
     table.add_row("dev WER after", f"{result.best_dev_wer:.1%} (epoch {result.best_epoch}, chosen on dev)")
+    if result.scale is not None:
+        table.add_row("scale", f"{result.scale:g} (chosen on dev)")
     table.add_row("training", f"{result.training_seconds:.0f} s")
     table.add_row("adapter", f"{result.adapter_bytes / 1e6:.2f} MB in {out}")
     console.print(table)

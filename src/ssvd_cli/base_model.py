@@ -6,7 +6,7 @@ from ssvd_cli.errors import CommandError
 
 
 def model_and_rest(
-    names: Sequence[str], runs: Sequence[str], adapters: Sequence[str], rest: str
+    names: Sequence[str], runs: Sequence[str], adapters: Sequence[str], rest: str, scale: float | None = None
 ) -> tuple[str, list[str], list[str]]:
     """Separate the base model from the other arguments of a command.
 
@@ -15,16 +15,19 @@ def model_and_rest(
         runs: Runs that name their base model.
         adapters: Adapters on the model that is named first.
         rest: What the other arguments are, for the message: "a corpus", "an audio file".
+        scale: The option --scale, which needs a run or an adapter.
 
     Returns:
         The base model, the other arguments, and the adapters on the model.
 
     Raises:
-        CommandError: Both runs and adapters are given, or an argument is missing.
+        CommandError: Both runs and adapters are given, or an argument is missing, or a scale but no adapter.
         UserError: The runs have different base models, or do not name one.
     """
     if runs and adapters:
         raise CommandError("Give either --run, which names its base model, or MODEL and --adapter.")
+    if scale is not None and not runs and not adapters:
+        raise CommandError("--scale is for adapters: give --run or --adapter too.")
     if runs:
         return base_of(runs), list(names), list(runs)
     model, *others = names

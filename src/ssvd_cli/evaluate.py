@@ -22,6 +22,7 @@ from ssvd_cli.options import (
     Language,
     Normaliser,
     Run,
+    Scale,
     SkipBad,
     Where,
     Window,
@@ -43,6 +44,7 @@ def evaluate(
     ],
     run: Run = [],
     adapter: Adapter = [],
+    scale: Scale = None,
     where: Where = [],
     by: By = [],
     normaliser: Normaliser = None,
@@ -61,7 +63,7 @@ def evaluate(
 
     Word and character error rates have 95 % bootstrap intervals, and each adapter is compared with the base model.
     """
-    model, corpora, adapters = model_and_rest(names, run, adapter, "a corpus")
+    model, corpora, adapters = model_and_rest(names, run, adapter, "a corpus", scale)
     from ssvd.evaluate import evaluate as decode_and_score
 
     with Bars(errors) as progress:
@@ -69,6 +71,7 @@ def evaluate(
             model,
             corpora,
             adapters=adapters,
+            scale=scale,
             where=where,
             by=by,
             normaliser=normaliser,

@@ -7,6 +7,7 @@ import typer
 
 from ssvd_cli.base_model import base_of
 from ssvd_cli.errors import CommandError
+from ssvd_cli.options import Scale
 from ssvd_cli.terminal import console
 
 
@@ -19,6 +20,7 @@ def merge(
             "the merged checkpoint.",
         ),
     ],
+    scale: Scale = None,
 ) -> None:
     """Write an adapted model as a plain checkpoint.
 
@@ -30,5 +32,5 @@ def merge(
     model = names[0] if len(names) == 3 else base_of([run])
     from ssvd.merge import merge as write_merged
 
-    write_merged(model, run, Path(out))
+    write_merged(model, run, Path(out), scale=scale)
     console.print(f"{out} holds the merged model; load it with transformers' from_pretrained.")

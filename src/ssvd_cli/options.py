@@ -68,4 +68,10 @@ OneRun = Annotated[
     typer.Option(metavar="RUN", help="Run folder or PEFT adapter to use, with the base model that it names."),
 ]
 OneAdapter = Annotated[str | None, typer.Option(metavar="RUN", help="Run folder or PEFT adapter to use on MODEL.")]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        help="How far to go from the base model (0) to the adapted one (1); by default, the run's chosen scale, or 1.",
+    ),
+]
 OutFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]

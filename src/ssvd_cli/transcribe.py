@@ -18,6 +18,7 @@ from ssvd_cli.options import (
     Language,
     OneAdapter,
     OneRun,
+    Scale,
     SkipBad,
     Window,
 )
@@ -34,6 +35,7 @@ def transcribe(
     ],
     run: OneRun = None,
     adapter: OneAdapter = None,
+    scale: Scale = None,
     window: Window = None,
     language: Language = None,
     beams: Beams = 1,
@@ -46,7 +48,7 @@ def transcribe(
 ) -> None:
     """Print the text of audio files."""
     runs, adapters = [run] if run else [], [adapter] if adapter else []
-    model, files, chosen = model_and_rest(names, runs, adapters, "an audio file")
+    model, files, chosen = model_and_rest(names, runs, adapters, "an audio file", scale)
     from ssvd.transcribe import transcribe_files
 
     failed = False
@@ -54,6 +56,7 @@ def transcribe(
         model,
         [Path(file) for file in files],
         chosen[0] if chosen else None,
+        scale=scale,
         window=window,
         language=language,
         decoding=decoding_from(beams, fallback, seed),

@@ -95,6 +95,16 @@ class AdaptOptions(BaseModel):
     spec_augment: bool = Field(False, description="Mask frequency bands and time spans of the features in training.")
     patience: int = Field(4, ge=1, description="Number of epochs without a lower dev WER after which training stops.")
     dev_limit: int = Field(500, ge=1, description="Maximum number of dev utterances that are decoded after each epoch.")
+    choose_scale: bool = Field(
+        False,
+        description="After training, choose by dev WER how far to go from the base model to the adapted one: the scale "
+        "at which the run is used from then on.",
+    )
+    keep: list[str] = Field(
+        [],
+        description="Corpus on which WER may rise by so many points at most, such as 'adults.csv:1.0'; the scale is "
+        "chosen under this bound.",
+    )
     beams: int = Field(1, ge=1, description="Width of the beam search; 1 is greedy search.")
     fallback: bool = Field(
         True, description="Decode repetitive Whisper output again at higher temperatures, as OpenAI's decoder does."

@@ -59,12 +59,18 @@ def read_data(options: AdaptOptions, speech: Recogniser, progress: Progress) -> 
         train, dev = portions["train"], portions["dev"]
         progress.say(f"No dev corpus is given: {len(dev)} utterances by other speakers are held out from training.")
     usable, unusable = _usable(train, speech, options)
-    dev_cuts = list(dev)
-    if len(dev_cuts) > options.dev_limit:
-        ordered = sorted(dev_cuts, key=lambda cut: cut.id)
-        dev_cuts = random.Random(options.seed).sample(ordered, options.dev_limit)
+    dev_cuts = sampled(dev, options)
+    if len(dev_cuts) < len(dev):
         progress.say(f"{options.dev_limit} of {len(dev)} dev utterances are decoded after each epoch (dev_limit).")
     return TrainingData(usable, by_length(dev_cuts), [*skipped, *unusable])
+
+
+def sampled(corpus: CutSet, options: AdaptOptions) -> list[Cut]:
+    """Return the utterances of a corpus, or as many of them by chance as `dev_limit` allows."""
+    cuts = list(corpus)
+    if len(cuts) <= options.dev_limit:
+        return cuts
+    return random.Random(options.seed).sample(sorted(cuts, key=lambda cut: cut.id), options.dev_limit)
 
 
 def _usable(train: CutSet, speech: Recogniser, options: AdaptOptions) -> tuple[list[Cut], list[Skipped]]:

@@ -14,6 +14,23 @@ from ssvd.scoring import normaliser
 from ssvd.training.augmentation import Augmentation
 from ssvd_options import AdaptOptions
 
+
+def parse_kept(text: str) -> tuple[str, float]:
+    """Return the corpus and the percentage points of an item of the option `keep`, such as "adults.csv:1.0".
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    corpus, _, points = text.rpartition(":")
+    try:
+        bound = float(points)
+    except ValueError:
+        bound = -1.0
+    if not corpus or not 0 <= bound <= 100:
+        raise UserError(f"keep {text!r} cannot be read: write a corpus and points of WER, as adults.csv:1.0")
+    return corpus, bound
+
+
 # Options that change how fast a run is, and its results by rounding at most: a resumed run may change them.
 CHANGEABLE = {"workers", "prefetch", "device"}
 
@@ -127,6 +144,11 @@ def _normaliser(name: str | None) -> str | None:
     return name
 
 
+def _kept(texts: Sequence[str]) -> list[str]:
+    parsed = [parse_kept(text) for text in texts]
+    return [f"{path}:{points:g}" for corpus, points in parsed for path in _absolute_paths([corpus])]
+
+
 def _augmentations(texts: Sequence[str]) -> list[str]:
     return [str(Augmentation.parse(text)) for text in texts]
 
@@ -139,5 +161,6 @@ _CHECKS: Mapping[str, Callable[..., object]] = {
     "method": _method,
     "budget": _budget,
     "normaliser": _normaliser,
+    "keep": _kept,
     "augment": _augmentations,
 }

@@ -66,6 +66,7 @@ class RunResult(_Report):
         hardware: The machine in words.
         versions: Versions of the packages that matter.
         orthogonality_error: Largest ||G^T G - I|| of all layers at the end; stated for SSVD only.
+        scale: The scale that was chosen for the adapter; stated where one was.
     """
 
     model: str
@@ -86,6 +87,7 @@ class RunResult(_Report):
     hardware: str
     versions: dict[str, str]
     orthogonality_error: float | None = None
+    scale: float | None = None
 
     @classmethod
     def read(cls, path: Path) -> "RunResult":

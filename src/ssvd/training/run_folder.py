@@ -5,6 +5,7 @@ data/               the utterances as trained on and scored (Lhotse cuts), and s
 adapter/            the best adapter (a PEFT folder); model/ instead after full fine-tuning
 base.json           samples of the base model's weights, by which another one is refused
 checkpoints/        the last state, from which the run is resumed
+scale.json          the scale that was chosen for the adapter, if one was
 metrics.csv, tensorboard/
 hypotheses/dev.jsonl
 result.json
@@ -27,6 +28,7 @@ from torch import nn
 
 from ssvd.errors import UserError
 from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.training.interpolation import copied_weights, interpolated, merge_adapter, scale_of, set_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -133,22 +135,40 @@ def _downloaded(name: str) -> Path | None:
 
 
 def load_adapted(
-    model: str | Path, run: str | Path, *, window: float | None = None, language: str | None = None
+    model: str | Path,
+    run: str | Path,
+    *,
+    window: float | None = None,
+    language: str | None = None,
+    scale: float | None = None,
 ) -> Recogniser:
     """Load a base model with an adapter active, or after full fine-tuning the run's own model.
+
+    At another scale than 1, the adapter is merged, and the weights lie between those of the two models.
 
     Args:
         model: The base checkpoint.
         run: The run folder, whose best adapter is taken; or a PEFT adapter, a folder or a name on the hub.
         window: Length of the input in seconds, instead of the run's.
         language: Language of utterances that do not state theirs, instead of the run's.
+        scale: How far to go from the base model to the adapted one, see `ssvd.training.interpolation`; None for the
+            scale that the run chose, or 1.
 
     Raises:
-        UserError: There is no such adapter, or it does not fit the base model.
+        UserError: There is no such adapter, it does not fit the base model, or the scale is not possible.
     """
-    options = stated_options(run)
+    options, scale = stated_options(run), scale_of(run, scale)
     window, language = window or options.get("window"), language or options.get("language")
-    if _has_own_model(run):
+    speech = _load_adapted(model, run, window, language)
+    if scale != 1:
+        merge_adapter(speech)
+        base = load_model(model, window=window, language=language).module
+        set_weights(speech.module, interpolated(copied_weights(base), copied_weights(speech.module), scale))
+    return speech
+
+
+def _load_adapted(model: str | Path, run: str | Path, window: float | None, language: str | None) -> Recogniser:
+    if has_own_model(run):
         return load_model(Path(run) / "model", window=window, language=language)
     speech = load_model(model, window=window, language=language)
     check_run(run, speech.module, model)
@@ -161,7 +181,8 @@ def load_adapted(
     return speech
 
 
-def _has_own_model(run: str | Path) -> bool:
+def has_own_model(run: str | Path) -> bool:
+    """Return whether a run holds a whole model instead of an adapter, as after full fine-tuning."""
     return _is_run_folder(run) and (Path(run) / "model").is_dir()
 
 
@@ -179,7 +200,7 @@ def check_run(run: str | Path, module: nn.Module, model: str | Path) -> None:
     Raises:
         UserError: There is no adapter, or it belongs to another base model.
     """
-    if _has_own_model(run):
+    if has_own_model(run):
         return
     adapter_folder(run)
     if not _is_run_folder(run):
