@@ -1,0 +1,124 @@
+"""When each word of a text was said, and how sure the model is of it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
+
+
+class Word(NamedTuple):
+    """A word of a text.
+
+    Attributes:
+        text: The word, with the punctuation that is attached to it.
+        start: Where it begins, in seconds.
+        end: Where it ends, in seconds.
+        confidence: Mean probability of its tokens, of its frames for CTC, from 0 to 1.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+    def shifted(self, seconds: float) -> "Word":
+        """Return the word so many seconds later."""
+        return self._replace(start=self.start + seconds, end=self.end + seconds)
+
+
+class TimedText(NamedTuple):
+    """The text of a piece of audio and its words.
+
+    Attributes:
+        text: The text.
+        confidence: Geometric mean of the probabilities of the tokens, of the frames for CTC; None where the family of
+            models gives none, and for a text without words.
+        words: The words in their order; none where the family gives no times.
+    """
+
+    text: str
+    confidence: float | None
+    words: list[Word]
+
+
+class Segment(NamedTuple):
+    """A part of a recording that was decoded at once, with its text.
+
+    Attributes:
+        start: Where it begins in the recording, in seconds.
+        end: Where it ends.
+        timed: Its text and words, which count from the beginning of the recording.
+    """
+
+    start: float
+    end: float
+    timed: TimedText
+
+
+@contextmanager
+def attention_weights(module: Any) -> Iterator[None]:
+    """Let a network of Transformers return its attention weights, which its faster implementations do not compute."""
+    implementation = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        module.set_attn_implementation(implementation)
+
+
+def boundaries(attention: Tensor, filter_width: int) -> NDArray[np.int64]:
+    """Return the frame at which each token begins, by dynamic time warping of cross-attention, as OpenAI does.
+
+    Args:
+        attention: Weights (heads, tokens, frames) of the heads that follow the audio; the row of a token is the one
+            that predicts it.
+        filter_width: Frames of the median filter.
+
+    Returns:
+        (tokens,), not falling.
+    """
+    deviation, mean = torch.std_mean(attention.double(), dim=-2, keepdim=True, correction=0)
+    weights = (attention - mean) / deviation.clamp(min=1e-12)
+    matrix = _median_filter(weights[None], filter_width)[0].mean(0)
+    tokens, frames = _dynamic_time_warping(-matrix.cpu().numpy())
+    first = np.r_[True, np.diff(tokens) > 0]
+    starts: NDArray[np.int64] = frames[first]
+    return starts
+
+
+def words_of_frames(spelt: Sequence[str], probabilities: Sequence[float], frame: float) -> list[Word]:
+    """Return the words of the best path of CTC.
+
+    Args:
+        spelt: What the token of each frame spells: a letter, " " between words, "" for the blank. Equal neighbours are
+            one letter.
+        probabilities: Of the token of each frame.
+        frame: Seconds of a frame.
+    """
+    words: list[Word] = []
+    letters: list[tuple[str, int, int]] = []  # of the present word: letter, first frame, frame after the last
+
+    def finish() -> None:
+        if letters:
+            frames = [index for _, start, end in letters for index in range(start, end)]
+            confidence = float(np.mean([probabilities[index] for index in frames]))
+            text = "".join(letter for letter, _, _ in letters)
+            words.append(Word(text, letters[0][1] * frame, letters[-1][2] * frame, confidence))
+            letters.clear()
+
+    position = 0
+    for letter, group in groupby(spelt):
+        length = len(list(group))
+        if letter == " ":
+            finish()
+        elif letter:
+            letters.append((letter, position, position + length))
+        position += length
+    finish()
+    return words
