@@ -70,7 +70,7 @@ def check(path: Path, where: str, reason: str, good: int = 1) -> None:
         ("x,good.wav,hello,-1,0.5", "outside its recording"),
         ("x,good.wav,hello,0.1,0", "is empty or outside"),
         ("x,good.wav,hello,nan,", "is empty or outside"),
-        ("x,good.wav,hello,soon,", "start and duration must be numbers"),
+        ("x,good.wav,hello,soon,", "start must be a number, in seconds"),
         (b"x,good.wav,caf\xe9,,", "the row is not UTF-8"),
         ("x,good.wav,hello, there,,", "the row has 6 columns, the first line has 5"),
         ("x,good.wav", "the row has 2 columns"),

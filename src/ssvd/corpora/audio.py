@@ -1,6 +1,5 @@
-"""Audio files: their headers and their samples."""
+"""Audio files: their lengths and their samples."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +8,15 @@ from lhotse import Recording
 from lhotse.audio.backend import set_current_audio_backend
 from numpy.typing import NDArray
 
+from ssvd.corpora.containers import Found, fault
 from ssvd.corpora.cut import Cut
+from ssvd.corpora.libsndfile import WholeFileBackend
 from ssvd.corpora.readers.shards import with_audio
 from ssvd.errors import UserError
 
 # Lhotse's default passes the names of some files to a shell (sph2pipe) and tries slow decoders on broken files.
-set_current_audio_backend("LibsndfileBackend")
-
-# RIFF sizes from here on mean "length unknown": programs that write to a pipe cannot go back to fill it in.
-_UNKNOWN_RIFF_SIZE = 0x7F000000
-# Some programs miscount the header or a padding byte.
-_RIFF_SLACK = 64
-_OGG_PAGE = 65_307  # bytes, the maximum size of a page
-_OGG_HEADER = 27  # bytes
+_BACKEND = WholeFileBackend()
+set_current_audio_backend(_BACKEND)
 
 
 def is_file(path: Path) -> bool:
@@ -33,11 +28,13 @@ def is_file(path: Path) -> bool:
 
 
 def read_recording(path: Path, recording_id: str) -> Recording:
-    """Read the header of an audio file (WAV, FLAC, MP3, Ogg; any rate, any number of channels) as a Lhotse recording.
+    """Describe an audio file (WAV, FLAC, MP3, Ogg; any rate, any number of channels) as a Lhotse recording.
+
+    Its length is that of its samples. Where no header states that, the file is decoded to its end.
 
     Raises:
-        ValueError: The file is missing, unreadable, empty, or truncated (a truncated MP3 is only noticed when it is
-            decoded). The message completes "utterance x: ...".
+        ValueError: The file is missing, unreadable, empty, truncated, joined of several recordings, longer than its
+            header states, or of a codec that cannot be decoded. The message completes "utterance x: ...".
     """
     if not is_file(path):
         raise ValueError(f"there is no audio file {path}")
@@ -45,50 +42,30 @@ def read_recording(path: Path, recording_id: str) -> Recording:
         raise ValueError(f"the audio file {path} is empty (0 bytes)")
     try:
         recording = Recording.from_file(path, recording_id=recording_id)
+        found = Found(recording.num_samples, recording.sampling_rate)
+        reason = fault(path, soundfile.info(path).format, found)
+        if reason is None and found.samples == 0:
+            reason = "holds no samples"
+        elif reason is None and not _has_end(path, found):
+            reason = "cannot be decoded to its end"
     except Exception as error:  # each decoder raises its own kind
         raise ValueError(f"the audio file {path} cannot be read ({_reason(error, path)})") from error
-    if recording.num_samples == 0:
-        raise ValueError(f"the audio file {path} holds no samples")
-    if _is_cut_off(path, recording.num_samples):
-        raise ValueError(f"the audio file {path} is cut off: it ends before the length that its header gives")
+    if reason is not None:
+        raise ValueError(f"the audio file {path} {reason}")
     return recording
+
+
+def _has_end(path: Path, found: Found) -> bool:
+    """Return whether the last sample can be decoded."""
+    second = 1 / found.sampling_rate
+    samples, _ = _BACKEND.read_audio(path, (found.samples - 1) * second, second)
+    return bool(samples.shape[1] == 1)
 
 
 def _reason(error: BaseException, path: Path | str) -> str:
     while inner := error.__cause__ or error.__context__:  # some lose their message when Lhotse raises them again
         error = inner
     return str(error).strip().split("\n")[0].removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
-
-
-def _is_cut_off(path: Path, num_samples: int) -> bool:
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start[:4] == b"RIFF":  # libsndfile silently reads what is there
-        size = int.from_bytes(start[4:], "little")
-        return path.stat().st_size + _RIFF_SLACK < size < _UNKNOWN_RIFF_SIZE
-    if start[:4] == b"fLaC":
-        try:
-            with soundfile.SoundFile(path) as file:
-                file.seek(num_samples - 1)
-                return len(file.read(1)) == 0
-        except soundfile.LibsndfileError:
-            return True
-    return start[:4] == b"OggS" and not _ends_as_ogg(path)
-
-
-def _ends_as_ogg(path: Path) -> bool:
-    """Return whether the last page of an Ogg file (RFC 3533) is complete, and marked as the last."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 2 * _OGG_PAGE))
-        tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    if len(page) < _OGG_HEADER:
-        return False
-    segment_count = page[_OGG_HEADER - 1]
-    segments = page[_OGG_HEADER : _OGG_HEADER + segment_count]
-    size = _OGG_HEADER + segment_count + sum(segments)
-    return bool(page[5] & 0x04) and len(segments) == segment_count and len(page) >= size
 
 
 def load_audio(cut: Cut, sampling_rate: int) -> NDArray[np.float32]:

@@ -8,7 +8,8 @@ those files: they are data, not a cache.
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import soundfile
 
 from ssvd.corpora.audio import is_file
+from ssvd.corpora.readers.segment_columns import SegmentColumns, segment_id
 from ssvd.corpora.sources import Source
 from ssvd.corpora.utterances import Skipped, Utterance, number_or_text
 from ssvd.errors import UserError
@@ -30,7 +32,8 @@ _USUAL = {
     "language": ("language", "lang", "locale", "lang_id"),
     "gender": ("gender", "sex"),
 }
-_OPTIONS = ("name", "split", "revision", "limit", "store", *_USUAL)
+_SEGMENT = ("start", "end", "duration")
+_OPTIONS = ("name", "split", "revision", "limit", "store", *_USUAL, *_SEGMENT)
 _ROWS_AT_ONCE = 16  # each with its audio
 _LONGEST_REASON = 400  # characters of an error of another library
 
@@ -58,6 +61,8 @@ class HuggingFaceRows:
     - `name`, `split`, `revision`: those of the dataset; name and split may be omitted if there is only one.
     - `audio`, `text`, `id`, `speaker`, `language`, `gender`: the columns that hold them. Columns that are not given are
       looked for under their usual names, and `notes` says which were used; an empty value (`speaker=`) uses none.
+    - `start`, `end`, `duration`: the columns that say, in seconds, which part of its audio an utterance is. They are
+      looked for as in `SegmentColumns`, but a duration without a start or an end is a field.
     - `limit`: maximum number of rows.
     - `store`: the folder for audio that is not in a separate file, instead of the usual one.
 
@@ -80,9 +85,13 @@ class HuggingFaceRows:
         self._store = Path(source.value("store") or _default_store())
         self._split, self._data = _load(source)
         self._columns = self._choose_columns()
-        named = ", ".join(f"{role} = {column}" for role, column in self._columns.items())
-        unnamed = any(role not in source.options for role in self._columns)
+        self._segments = self._choose_segments()
+        of_segments = {role: column for role in _SEGMENT if (column := getattr(self._segments, role)) is not None}
+        named = ", ".join(f"{role} = {column}" for role, column in {**self._columns, **of_segments}.items())
+        unnamed = any(role not in source.options for role in {**self._columns, **of_segments})
         advice = "; choose others with text=COLUMN" if unnamed else ""
+        if any(role not in source.options for role in of_segments):
+            advice += ", or with start=&end=&duration= the whole audio"
         self.notes: tuple[str, ...] = (f"hf:{self._name}, split {self._split}: {named}{advice}.",)
 
     def __iter__(self) -> Iterator[Utterance | Skipped]:
@@ -93,15 +102,13 @@ class HuggingFaceRows:
         """Return the column of each role that has one."""
         from datasets import Audio
 
-        features = self._data.features or {}  # streams of some formats do not know them
-        columns = list(features) or list(next(_rows(self._source.text, self._data), {}))
+        features = self._data.features or {}
+        columns = self._column_names()
         typed = [name for name, feature in features.items() if isinstance(feature, Audio)]
         chosen = {}
         for role, usual in _USUAL.items():
             if role in self._source.options:
-                column = self._source.value(role)
-                if column is not None and column not in columns:
-                    raise UserError(f"hf:{self._name} has no column {column!r}; there are {', '.join(columns)}.")
+                column = self._given(role, columns)
             else:
                 likely = [*(typed if role == "audio" else ()), *usual]
                 column = next((name for name in likely if name in columns), None)
@@ -115,6 +122,31 @@ class HuggingFaceRows:
                 )
         return chosen
 
+    def _column_names(self) -> list[str]:
+        # Streams of some formats do not know them.
+        return list(self._data.features or {}) or list(next(_rows(self._source.text, self._data), {}))
+
+    def _given(self, role: str, columns: Collection[str]) -> str | None:
+        """Return the column that an option names."""
+        column = self._source.value(role)
+        if column is not None and column not in columns:
+            raise UserError(f"hf:{self._name} has no column {column!r}; there are {', '.join(columns)}.")
+        return column
+
+    def _choose_segments(self) -> SegmentColumns:
+        """Return the columns that are about segments."""
+        columns = self._column_names()
+        given = {role: self._given(role, columns) for role in _SEGMENT if role in self._source.options}
+        if len(given) == len(_SEGMENT):
+            return SegmentColumns(**given)
+        chosen = {*self._columns.values(), *given.values()}
+        try:
+            usual = SegmentColumns.find(f"hf:{self._name}", [column for column in columns if column not in chosen])
+        except UserError as error:
+            raise UserError(f"{error} To use the whole audio instead, add start=&end=&duration= to the name.") from None
+        found = replace(usual, **given)
+        return found if found.start or found.end or given.get("duration") else SegmentColumns()
+
     def _utterance(self, number: int, row: dict[str, Any]) -> Utterance | Skipped:
         where = f"hf:{self._name}:{self._split}:{number}"
         values = {name: self._readable(name, value) for name, value in row.items()}
@@ -122,14 +154,24 @@ class HuggingFaceRows:
             path, name = self._audio(row[self._columns["audio"]])
         except (OSError, ValueError) as error:
             return Skipped(where, f"its audio cannot be read ({error})")
-        used = set(self._columns.values())
+
+        def value_of(column: str) -> str | None:
+            value = values.get(column)
+            return None if value is None else str(value).strip() or None
+
+        try:
+            start, duration = self._segments.segment(value_of)
+        except ValueError as error:
+            return Skipped(where, str(error))
+        used = {*self._columns.values(), *self._segments.names}
         default_id = PurePosixPath(name).with_suffix("").as_posix() if name else ""
         if not default_id or path.is_relative_to(self._store):  # names of files within a dataset are often not unique
             default_id = "-".join(filter(None, (self._split, str(number), default_id)))
+        elif start is not None:
+            default_id = segment_id(default_id, start)
 
         def text_of(role: str) -> str | None:
-            value = values.get(self._columns.get(role, ""))
-            return None if value is None else str(value).strip() or None
+            return value_of(self._columns.get(role, ""))
 
         return Utterance(
             where=where,
@@ -137,6 +179,8 @@ class HuggingFaceRows:
             path=path,
             text=text_of("text") or "",
             recording_id=name or path.stem,
+            start=start or 0.0,
+            duration=duration,
             speaker=text_of("speaker"),
             language=text_of("language"),
             gender=text_of("gender"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ssvd.corpora.readers.segment_columns import SegmentColumns, segment_id
 from ssvd.corpora.readers.text_files import is_utf8, read_lines, read_text
 from ssvd.corpora.utterances import Skipped, Utterance, number_or_text
 from ssvd.documents import parse_json
@@ -28,7 +29,7 @@ class _CsvRow(NamedTuple):
     values: list[str]
 
 
-_KNOWN = {"path", "text", "id", "speaker", "language", "gender", "start", "duration"}
+_KNOWN = {"path", "text", "id", "speaker", "language", "gender"}
 
 
 def read_csv(path: Path) -> list[Utterance | Skipped]:
@@ -45,7 +46,8 @@ def read_csv(path: Path) -> list[Utterance | Skipped]:
     if not is_utf8("".join(header)):
         raise UserError(f"{path}:1: the names of the columns are not UTF-8.")
     columns = [name.strip().lower() for name in header]
-    _require_columns(path, columns)
+    segments = _checked_columns(path, columns)
+    known = _KNOWN | segments.names
     items: list[Utterance | Skipped] = []
     for line, values in rows:
         where = f"{path}:{line}"
@@ -55,8 +57,8 @@ def read_csv(path: Path) -> list[Utterance | Skipped]:
             items.append(Skipped(where, f"the row has {len(values)} columns, the first line has {len(columns)}"))
         else:
             texts = dict(zip(columns, values, strict=True))
-            others = {name: number_or_text(value.strip()) for name, value in texts.items() if name not in _KNOWN}
-            items.append(_utterance(where, path.parent, texts | others))
+            others = {name: number_or_text(value.strip()) for name, value in texts.items() if name not in known}
+            items.append(_utterance(where, path.parent, texts | others, segments))
     return items
 
 
@@ -118,9 +120,11 @@ def read_jsonl(lines: JsonLines) -> list[Utterance | Skipped]:
     path = lines.path
     rows = ((where, json_object(line)) for where, line in lines)
     lowered = [(where, row if isinstance(row, str) else _lower_keys(row)) for where, row in rows]
-    _require_columns(path, sorted({name for _, row in lowered if not isinstance(row, str) for name in row}))
+    columns = sorted({name for _, row in lowered if not isinstance(row, str) for name in row})
+    segments = _checked_columns(path, columns)
     return [
-        Skipped(where, row) if isinstance(row, str) else _utterance(where, path.parent, row) for where, row in lowered
+        Skipped(where, row) if isinstance(row, str) else _utterance(where, path.parent, row, segments)
+        for where, row in lowered
     ]
 
 
@@ -129,31 +133,36 @@ def _lower_keys(row: Mapping[str, Any]) -> JsonObject:
     return {name.strip().lower(): value if value == value else None for name, value in row.items()}
 
 
-def _require_columns(path: Path, columns: Sequence[str]) -> None:
+def _checked_columns(path: Path, columns: Sequence[str]) -> SegmentColumns:
+    """Return the columns that are about segments, after checking that there are a path and a text."""
     missing = [name for name in ("path", "text") if name not in columns]
     if missing:
         present = ", ".join(columns) or "none"
         raise UserError(f"{path} has no column {' and no '.join(missing)} (found: {present}); rename or add it.")
     if repeated := sorted({name for name in columns if columns.count(name) > 1}):
         raise UserError(f"{path} has the column {repeated[0]!r} twice; rename one.")
+    return SegmentColumns.find(str(path), columns)
 
 
-def _utterance(where: str, folder: Path, row: Mapping[str, Any]) -> Utterance | Skipped:
+def _utterance(where: str, folder: Path, row: Mapping[str, Any], segments: SegmentColumns) -> Utterance | Skipped:
+    known = _KNOWN | segments.names
+
     def text_of(name: str) -> str | None:
         value = row.get(name)
         return None if value is None else str(value).strip() or None
 
-    if nested := [name for name in _KNOWN if isinstance(row.get(name), dict | list)]:
+    if nested := [name for name in known if isinstance(row.get(name), dict | list)]:
         return Skipped(where, f"{min(nested)} must be one value")
     path = text_of("path")
     if path is None or not Path(path).name:
         return Skipped(where, "the row has no path to a file")
     try:
-        start, duration = (None if (value := text_of(name)) is None else float(value) for name in ("start", "duration"))
-    except ValueError:
-        return Skipped(where, "start and duration must be numbers, in seconds")
-    # A file may hold several utterances, which its name and the start in milliseconds distinguish.
-    default_id = Path(path).with_suffix("").as_posix() + ("" if start is None else f"-{start * 1000:07.0f}")
+        start, duration = segments.segment(text_of)
+    except ValueError as error:
+        return Skipped(where, str(error))
+    default_id = Path(path).with_suffix("").as_posix()
+    if start is not None:
+        default_id = segment_id(default_id, start)
     return Utterance(
         where=where,
         id=text_of("id") or default_id,
@@ -168,6 +177,6 @@ def _utterance(where: str, folder: Path, row: Mapping[str, Any]) -> Utterance | 
         fields={
             name: number_or_text(value) if isinstance(value, str) else value
             for name, value in row.items()
-            if name not in _KNOWN and value not in (None, "")
+            if name not in known and value not in (None, "")
         },
     )
