@@ -80,7 +80,7 @@ def checked(kind: type[Value], value: Any) -> Value:
         ValueError: A field is missing, unknown or wrong; the message names the first.
     """
     try:
-        correct: Value = _adapter(kind).validate_python(value)
+        correct: Value = _adapter(kind).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ValueError(in_words(error.errors(include_url=False)[0])) from None
     return correct

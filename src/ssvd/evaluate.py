@@ -13,6 +13,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import common_language, field_names, field_value, select
 from ssvd.corpora.sources import short_names
 from ssvd.corpora.utterances import Skipped
+from ssvd.documents import read_json
 from ssvd.errors import UserError
 from ssvd.files import write_json, write_json_lines
 from ssvd.hardware import pick_device
@@ -151,6 +152,8 @@ def evaluate(
     """
     if normaliser is not None:
         find_normaliser(normaliser)  # refuses an unknown one before any work
+    if out is not None:
+        _check_results(out / "result.json")
     test_sets, skipped = _read_test_sets(corpora, where, by, skip_bad, progress)
     labels = _labels(adapters)
     scales = {BASE: 0.0} | {str(adapter): scale_of(adapter, scale) for adapter in adapters}
@@ -170,6 +173,15 @@ def evaluate(
             out / "result.json", {"model": model, "decoding": test_sets[0].decoded[BASE].settings, "results": rows}
         )
     return evaluations, skipped
+
+
+def _check_results(path: Path) -> None:
+    """Refuse to replace a file that is not the result of an evaluation, such as that of a run."""
+    try:
+        if path.exists() and "results" not in read_json(path):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is not the result of an evaluation; give another folder.") from None
 
 
 def _read_test_sets(

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ssvd.errors import UserError
+from ssvd.files import check_new, is_disk_error, whole_folder
 from ssvd.training.interpolation import merge_adapter
 from ssvd.training.run_folder import load_adapted
 
@@ -17,10 +20,15 @@ def merge(model: str | Path, run: str | Path, out: Path, *, scale: float | None 
         scale: How far to go from the base model to the adapted one; None for the run's chosen scale, or 1.
 
     Raises:
-        UserError: `out` is not empty, or the adapter does not fit the model.
+        UserError: `out` is not empty, the adapter does not fit the model, or the disk is full; `out` is then as before.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; give a new folder.")
+    check_new(out)
     speech = load_adapted(model, run, scale=scale)
     merge_adapter(speech)
-    speech.save(out)
+    try:
+        with whole_folder(out) as folder:
+            speech.save(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_disk_error(error):
+            raise
+        raise UserError(f"{out} cannot be written ({error}); free some space, and merge again.") from error

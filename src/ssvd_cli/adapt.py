@@ -90,14 +90,13 @@ def _read_options(file: Path) -> dict[str, Any]:
     Raises:
         UserError: It does not hold any.
     """
-    import yaml
-
+    from ssvd.documents import read_yaml
     from ssvd.errors import UserError
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML ({' '.join(str(error).split())}).") from None
+        values = read_yaml(file)
+    except ValueError as error:
+        raise UserError(f"{file} is not YAML ({error}).") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"{file} does not hold options by name, such as 'epochs: 10'.")
     return values

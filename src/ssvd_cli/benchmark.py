@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from ssvd_cli.errors import CommandError
-from ssvd_cli.options import Device
+from ssvd_cli.options import Device, finite
 from ssvd_cli.terminal import Bars, console, prepare_for_training
 
 
@@ -41,8 +41,8 @@ def benchmark(
         str | None,
         typer.Option(help="Compute on Ray: 'local', or the address of a cluster whose nodes share the folder --out."),
     ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="With --ray: share of a GPU for each cell.")] = 0,
-    cpus: Annotated[float, typer.Option(min=0, help="With --ray: number of cores for each cell.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, callback=finite, help="With --ray: share of a GPU for each cell.")] = 0,
+    cpus: Annotated[float, typer.Option(min=0, callback=finite, help="With --ray: number of cores for each cell.")] = 1,
     device: Device = "auto",
 ) -> None:
     """Compare methods at their best learning rates.

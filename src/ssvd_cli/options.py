@@ -1,9 +1,22 @@
 """Options that several commands share."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number that is finite.
+
+    Raises:
+        typer.BadParameter: It is not.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
 
 Where = Annotated[
     list[str],
@@ -14,7 +27,9 @@ Where = Annotated[
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unusable utterances and list them.")]
 Window = Annotated[
     float | None,
-    typer.Option(help="Length of the model's input in seconds; by default, the run's or the model's own."),
+    typer.Option(
+        callback=finite, help="Length of the model's input in seconds; by default, the run's or the model's own."
+    ),
 ]
 Language = Annotated[
     str | None, typer.Option(help="Language of utterances that do not state theirs, such as 'nl' or 'Dutch'.")
@@ -71,6 +86,7 @@ OneAdapter = Annotated[str | None, typer.Option(metavar="RUN", help="Run folder 
 Scale = Annotated[
     float | None,
     typer.Option(
+        callback=finite,
         help="How far to go from the base model (0) to the adapted one (1); by default, the run's chosen scale, or 1.",
     ),
 ]

@@ -1,10 +1,13 @@
 """The options of a fine-tuning run."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Decay = Literal["linear", "cosine", "inverse-sqrt", "none"]
+LARGEST_SEED = 2**32 - 1  # of numpy
+_LARGEST = 1_000_000_000  # count: within it nothing overflows
+_Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 
 
 class AdaptOptions(BaseModel):
@@ -14,7 +17,7 @@ class AdaptOptions(BaseModel):
     reports all mistakes at once.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     model: str = Field(description="Checkpoint to adapt: a folder or a name on the Hugging Face hub.")
     train: list[str] = Field(
@@ -38,9 +41,8 @@ class AdaptOptions(BaseModel):
         description="Number of parameters to train: p=0.4 (as many as SSVD trains at that portion), 2% (of the model), "
         "750000, or the method's own setting (portion=, rank=, band= or block=).",
     )
-    token_stride: int = Field(
+    token_stride: _Count = Field(
         1,
-        ge=1,
         description="Estimate the gradient of SSVD or SVFT from every n-th token: faster, but noisier.",
     )
     also_train: list[str] = Field(
@@ -62,17 +64,20 @@ class AdaptOptions(BaseModel):
         description="Text normaliser for scoring: none, basic, english or dutch; by default, the usual one of the "
         "language.",
     )
-    epochs: int = Field(10, ge=1, description="Maximum number of epochs.")
+    epochs: _Count = Field(10, description="Maximum number of epochs.")
     updates_per_epoch: int | None = Field(
-        None, ge=1, description="Optimiser updates per epoch; by default, one pass through the training data."
+        None,
+        ge=1,
+        le=_LARGEST,
+        description="Optimiser updates per epoch; by default, one pass through the training data.",
     )
-    batch_size: int = Field(16, ge=1, description="Number of utterances per batch.")
+    batch_size: _Count = Field(16, description="Number of utterances per batch.")
     batch_seconds: float | None = Field(
         None,
         gt=0,
         description="Seconds of input per batch, padding included; replaces the batch size.",
     )
-    accumulation: int = Field(1, ge=1, description="Number of batches whose gradients are added up for each update.")
+    accumulation: _Count = Field(1, description="Number of batches whose gradients are added up for each update.")
     learning_rate: float | None = Field(
         None, gt=0, description="Peak learning rate; by default, one that suits the method."
     )
@@ -93,8 +98,8 @@ class AdaptOptions(BaseModel):
         "noise=FOLDER:5:20 (dB) or reverb=FOLDER; a trailing @0.5 applies it to half of the utterances.",
     )
     spec_augment: bool = Field(False, description="Mask frequency bands and time spans of the features in training.")
-    patience: int = Field(4, ge=1, description="Number of epochs without a lower dev WER after which training stops.")
-    dev_limit: int = Field(500, ge=1, description="Maximum number of dev utterances that are decoded after each epoch.")
+    patience: _Count = Field(4, description="Number of epochs without a lower dev WER after which training stops.")
+    dev_limit: _Count = Field(500, description="Maximum number of dev utterances that are decoded after each epoch.")
     choose_scale: bool = Field(
         False,
         description="After training, choose by dev WER how far to go from the base model to the adapted one: the scale "
@@ -105,13 +110,15 @@ class AdaptOptions(BaseModel):
         description="Corpus on which WER may rise by so many points at most, such as 'adults.csv:1.0'; the scale is "
         "chosen under this bound.",
     )
-    beams: int = Field(1, ge=1, description="Width of the beam search; 1 is greedy search.")
+    beams: _Count = Field(1, description="Width of the beam search; 1 is greedy search.")
     fallback: bool = Field(
         True, description="Decode repetitive Whisper output again at higher temperatures, as OpenAI's decoder does."
     )
-    seed: int = Field(0, ge=0, description="Random seed.")
-    workers: int = Field(0, ge=0, description="Number of processes that read audio; 0 reads it in the main process.")
-    prefetch: int = Field(2, ge=1, description="Number of batches that each of these processes reads ahead.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Random seed.")
+    workers: int = Field(
+        0, ge=0, le=_LARGEST, description="Number of processes that read audio; 0 reads it in the main process."
+    )
+    prefetch: _Count = Field(2, description="Number of batches that each of these processes reads ahead.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Device to compute on; auto takes a GPU where there is one."
     )

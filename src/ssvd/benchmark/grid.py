@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ssvd.demo import EMBEDDED
-from ssvd.errors import UserError
+from ssvd.documents import read_yaml
+from ssvd.errors import UserError, shortened
 from ssvd.methods import Budget, find_method
 from ssvd.training.options import checked_options
+from ssvd_options.adapt import LARGEST_SEED
 
 # The options of a training that its cell sets.
 _OF_CELLS = ("model", "train", "dev", "where", "method", "budget", "learning_rate", "seed", "skip_bad", "device")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class CorpusParts(_Part):
@@ -42,7 +43,7 @@ class CorpusParts(_Part):
     where: list[str] = []
     by: list[str] = []
     synthetic: Literal["child", "accent"] | None = None
-    utterances: int = Field(480, ge=16)
+    utterances: int = Field(480, ge=16, le=1_000_000)
 
     @field_validator("train", "dev", "test", mode="before")
     @classmethod
@@ -89,7 +90,7 @@ class Grid(_Part):
     methods: list[str | dict[str, str | list[str]]] = Field(min_length=1)
     budgets: list[str] = ["p=0.4"]
     learning_rates: dict[str, list[float]] = {}
-    extensions: int = Field(2, ge=0)
+    extensions: int = Field(2, ge=0, le=1000)
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     training: dict[str, Any] = {}
     skip_bad: bool = False
@@ -104,8 +105,8 @@ class Grid(_Part):
     @field_validator("seeds")
     @classmethod
     def _different(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError("seeds must be different numbers from 0 on")
+        if len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) <= LARGEST_SEED:
+            raise ValueError(f"seeds must be different numbers from 0 to {LARGEST_SEED}")
         return seeds
 
     @model_validator(mode="after")
@@ -175,15 +176,15 @@ def read_grid(path: Path, *, small: bool = False) -> Grid:
         UserError: The file is missing or not YAML, or a field is unknown, missing or wrong.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML ({error}).") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold the fields of a grid: {', '.join(Grid.model_fields)}.")
     if small:
-        if not values.get("small"):
+        if not isinstance(values.get("small"), dict):
             raise UserError(f"{path} has no field small, so there is no small version of this grid.")
         values |= values["small"]
     return checked_grid(values, str(path))
@@ -200,7 +201,7 @@ def checked_grid(values: Mapping[str, Any], source: str) -> Grid:
         UserError: A field is unknown, missing or wrong.
     """
     try:
-        return Grid(**values)
+        return Grid.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"] if part not in ("str", "dict[str,union[str,list[str]]]"))
@@ -214,4 +215,4 @@ def checked_grid(values: Mapping[str, Any], source: str) -> Grid:
 def _check_names(what: str, names: Mapping[str, Any]) -> None:
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
-            raise ValueError(f"{what} may hold letters, digits, dots and hyphens, and {name!r} does not")
+            raise ValueError(f"{what} may hold letters, digits, dots and hyphens, and {shortened(name)} does not")

@@ -18,24 +18,31 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ssvd.benchmark.archive import pack, unpack
 from ssvd.corpora.utterances import Skipped
-from ssvd.errors import UserError
+from ssvd.documents import parse_json, read_json
+from ssvd.errors import UserError, shortened
 from ssvd.files import whole_file, write_json, write_json_lines, write_whole
 from ssvd.scoring import Unit
 
 SCHEMA = 1
 
 
+# Ids and names of corpora are names of files: one that leads out of the folder is refused.
+_Name = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=200)]
+_Count = Annotated[int, Field(ge=0, le=2**62)]
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class TestScore(_Record):
@@ -44,32 +51,32 @@ class TestScore(_Record):
     `groups` breaks the score down: field -> value -> a score without groups of its own.
     """
 
-    utterances: int
-    words: int
+    utterances: _Count
+    words: _Count
     wer: float | None
     wer_without_fallback: float | None = None  # of the first search; None where decoding had no fallback
     wer_interval: tuple[float, float] | None
-    substitutions: int
-    deletions: int
-    insertions: int
+    substitutions: _Count
+    deletions: _Count
+    insertions: _Count
     cer: float | None
-    speakers: int | None
+    speakers: _Count | None
     resampled: Unit
-    empty_references: int
+    empty_references: _Count
     groups: dict[str, dict[str, "TestScore"]] = {}
 
 
 class Epoch(_Record):
     """What is known after an epoch, 0 being before training; see `ssvd.adapt`."""
 
-    epoch: int
-    update: int
+    epoch: _Count
+    update: _Count
     seconds: float  # of training until then
     loss: float | None
     dev_wer: float
     dev_cer: float
     learning_rate: float | None
-    orthogonality_error: float | None = None
+    orthogonality_error: float | None = Field(None, allow_inf_nan=True)  # of a training that went wrong
 
 
 class Origin(_Record):
@@ -90,28 +97,28 @@ class Cell(_Record):
     corpus: str  # its name in the grid
     method: str  # key of `ssvd.methods.METHODS`
     budget: str  # as in the grid; "" for the frozen model and full fine-tuning
-    seed: int
+    seed: _Count
 
 
 class Trial(_Record):
     """A training run at one learning rate, and its dev error rates."""
 
-    id: str
+    id: _Name
     cell: Cell
     origin: Origin
     options: dict[str, Any]  # of `ssvd adapt`: enough to repeat the run
     synthetic: bool
     setting: float | None  # the method's own number at this budget: p, r, d or b
-    trainable_parameters: int
-    model_parameters: int
+    trainable_parameters: _Count
+    model_parameters: int = Field(gt=0, le=2**62)
     learning_rate: float | None
     series: list[Epoch]
-    best_epoch: int
+    best_epoch: _Count
     best_dev_wer: float | None  # None for the base model
     training_seconds: float
-    peak_memory_bytes: int
-    adapter_bytes: int  # of the weights that are to be stored
-    orthogonality_error: float | None = None
+    peak_memory_bytes: _Count
+    adapter_bytes: _Count  # of the weights that are to be stored
+    orthogonality_error: float | None = Field(None, allow_inf_nan=True)  # of a training that went wrong
 
 
 class Result(Trial):
@@ -121,14 +128,21 @@ class Result(Trial):
     normaliser: str
     decoding: dict[str, Any] | None = None  # of the test; see `ssvd.recognisers.decoding.Decoding`
     test: TestScore
-    sources: dict[str, TestScore] = {}  # corpora of the domain that the model comes from
+    sources: dict[_Name, TestScore] = {}  # corpora of the domain that the model comes from
     audio: dict[str, str] = {}  # utterance of the test set -> its file, relative to the results where inside
+
+    @field_validator("search")
+    @classmethod
+    def _by_rate(cls, search: dict[str, float | None]) -> dict[str, float | None]:
+        if not all(math.isfinite(float(rate)) for rate in search):
+            raise ValueError("the learning rates must be finite")
+        return search
 
 
 class Failure(_Record):
     """A cell, or a trial, that could not be computed."""
 
-    id: str
+    id: _Name
     cell: Cell
     learning_rate: float | None
     reason: str
@@ -275,16 +289,16 @@ def restore_study(stored: Path, folder: Path) -> None:
 def _read_stored(folder: Path) -> StudyRecords:
     path = folder / RECORDS
     try:
-        heading, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        heading, *rows = [parse_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         version, checksum = heading["ssvd_schema"], heading[HYPOTHESES]["sha256"]
         members = [(kind, values, f"{path}: {values['id']}") for row in rows for kind, values in row.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: {_RESTORE}.") from None
     if version != SCHEMA:
-        raise UserError(f"{path} has version {version}, but this program reads {SCHEMA}: install a matching version.")
+        raise UserError(_other_version(path, version))
     results, trials, failures = _stored(members, Result), _stored(members, Trial), _stored(members, Failure)
-    stated = tuple(heading.get(name) for name in _FOLDERS.values())
-    if stated != (len(results), len(trials), len(failures)) or len(members) != sum(stated):
+    found = {"cells": len(results), "trials": len(trials), "failures": len(failures)}
+    if any(heading.get(name) != count for name, count in found.items()) or len(members) != sum(found.values()):
         raise UserError(f"{path} lacks records that its first line counts: {_RESTORE}.")
     return StudyRecords(results, trials, failures, _read_archive(folder / HYPOTHESES, checksum, results))
 
@@ -356,18 +370,22 @@ def read_record(path: Path, kind: type[_R]) -> _R:
         UserError: The file is damaged, or of another version.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         version = values["origin"].get("ssvd_schema")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: delete it and run `ssvd benchmark` again.") from None
     if version != SCHEMA:
-        raise UserError(f"{path} has version {version}, but this program reads {SCHEMA}: install a matching version.")
+        raise UserError(_other_version(path, version))
     return _checked(values, kind, str(path), "delete it and run `ssvd benchmark` again")
+
+
+def _other_version(path: Path, version: object) -> str:
+    return f"{path} has version {shortened(version)}, but this program reads {SCHEMA}: install a matching version."
 
 
 def _checked(values: Mapping[str, Any], kind: type[_R], source: str, remedy: str) -> _R:
     try:
-        return kind(**values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
@@ -394,7 +412,7 @@ def read_hypotheses(folder: Path, result: Result, corpus: str = "test") -> list[
 
 def _parse_texts(text: str) -> list[Hypothesis]:
     # Not splitlines, which also splits at characters that JSON leaves in texts, such as U+2028.
-    return [Hypothesis(**json.loads(line)) for line in text.split("\n") if line]
+    return [Hypothesis.model_validate(parse_json(line)) for line in text.split("\n") if line]
 
 
 def _text_lines(hypotheses: Sequence[Hypothesis]) -> bytes:

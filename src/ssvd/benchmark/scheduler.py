@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from filelock import FileLock, Timeout
@@ -21,6 +21,7 @@ from ssvd.benchmark.grid import Grid, Group
 from ssvd.benchmark.records import Failure, Result, Trial, read_record, record_path
 from ssvd.benchmark.search import best_rate, search
 from ssvd.benchmark.tasks import Task, failure, run_folder, run_task, setting_of, write_record
+from ssvd.documents import parse_yaml
 from ssvd.errors import StoppedError, UserError
 from ssvd.files import write_whole
 from ssvd.methods import find_method
@@ -279,11 +280,8 @@ def _write_grid(grid: Grid, out: Path) -> None:
     path = out / "grid.yaml"
     values = grid.model_dump(exclude={"small"})
     if path.is_file():
-        try:
-            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            stored = None
-        if not isinstance(stored, dict) or stored.keys() != values.keys():
+        stored = _stored_grid(path)
+        if stored.keys() != values.keys():
             raise UserError(f"{path} is not what a benchmark wrote: choose another folder for the results.")
         changed = [name for name in ("training", "skip_bad", "extensions") if stored[name] != values[name]]
         for field_name in ("models", "corpora"):
@@ -296,6 +294,17 @@ def _write_grid(grid: Grid, out: Path) -> None:
                 "another folder."
             )
     write_whole(path, yaml.safe_dump(values, sort_keys=False))
+
+
+def _stored_grid(path: Path) -> dict[str, Any]:
+    """Return the fields of a grid as a benchmark wrote it; none if a user wrote it or changed it."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        stored = parse_yaml(text)
+    except ValueError:
+        return {}
+    own = isinstance(stored, dict) and yaml.safe_dump(stored, sort_keys=False) == text
+    return stored if own and all(isinstance(stored.get(name), dict) for name in ("models", "corpora")) else {}
 
 
 def _remove_runs(grid: Grid, out: Path, group: Group) -> None:

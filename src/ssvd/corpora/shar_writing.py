@@ -1,6 +1,7 @@
 """Writing of utterances as Lhotse Shar, which `ssvd.corpora.readers.shards` reads."""
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,9 @@ from ssvd.corpora.cut import Cut
 from ssvd.corpora.readers.shards import with_audio
 from ssvd.corpora.readers.tables import JsonLines, json_object
 from ssvd.errors import UserError
+
+# What a stopped call leaves.
+_OWN = re.compile(r"(cuts\.\d{6}\.jsonl\.gz|recording\.\d{6}\.tar|tmp\w{3,8})")
 
 
 def write_shar(
@@ -39,7 +43,7 @@ def write_shar(
         on_progress: Called with the number of shards written and the number of all shards.
 
     Raises:
-        UserError: The folder exists already, or an utterance cannot be decoded.
+        UserError: The folder exists already, FOLDER.partial holds something else, or an utterance cannot be decoded.
     """
     if folder.exists():
         raise UserError(f"{folder} exists already; give another folder.")
@@ -48,8 +52,11 @@ def write_shar(
     shards = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    for unfinished in filter(Path.is_dir, list(partial.iterdir())):  # shards in which a call was killed
-        shutil.rmtree(unfinished)
+    for path in list(partial.iterdir()):
+        if not _OWN.fullmatch(path.name):
+            raise UserError(f"{path} is in the way, as shards are written to its folder first; move it away.")
+        if path.is_dir():  # a shard in which a call was killed
+            shutil.rmtree(path)
     names = [f"{number:06d}" for number in range(len(shards))]
     with ThreadPoolExecutor(workers) as pool:  # libsndfile, which does the work, releases the GIL
         for done, _ in enumerate(pool.map(_write_shard, shards, [partial] * len(shards), names), start=1):

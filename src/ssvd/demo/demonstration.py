@@ -74,7 +74,7 @@ def run_demo(out: Path, seed: int, progress: Progress = SILENT) -> dict[str, Sys
         UserError: `out` holds something other than the results of an earlier demonstration.
     """
     started = time.monotonic()
-    if out.exists() and any(out.iterdir()) and not (out / "speech").is_dir():
+    if out.exists() and any(out.iterdir()) and not any(out.glob("speech/seed-*")):
         raise UserError(f"{out} is not empty: choose another folder.")
     progress.say("1. Speech: synthetic, by eSpeak NG; child-like: a short vocal tract, hesitant.")
     tables = _make_speech(out, seed)

@@ -1,5 +1,6 @@
 """The notation of budgets: how much of a model to train."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
@@ -45,6 +46,8 @@ class Budget:
         value = float(re.sub("[_,]", "", match[2]))
         if value <= 0 and match[1] != "band":  # SVFT with a band of 0 trains the diagonal
             raise UserError(f"The budget {text!r} trains nothing: give a number above 0.")
+        if not math.isfinite(value):
+            raise UserError(f"The budget {text!r} is beyond all bounds: give a number of parameters that a model has.")
         if match[1] == "p" and value > 1:
             raise UserError(f"The portion {value:g} must lie above 0 and be at most 1.")
         return cls(cast(Unit, match[1] or match[3]), value)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from ssvd.files import whole_file
 from ssvd.reports.html import Interval, Series, Style, View
 
 
@@ -44,7 +45,9 @@ def save_figure(view: View, styles: Mapping[str, Style], title: str, stem: Path)
         paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
         for path in paths:
             # Without a date, equal results give equal files.
-            figure.savefig(path, dpi=200, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+            kind = path.suffix.removeprefix(".")
+            with whole_file(path) as file:
+                figure.savefig(file, format=kind, dpi=200, metadata={"CreationDate": None} if kind == "pdf" else None)
         return paths
 
 

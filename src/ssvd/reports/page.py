@@ -14,7 +14,18 @@ from ssvd.errors import UserError
 from ssvd.reports.changed_utterances import ChangedUtterance, Word, most_changed
 from ssvd.reports.charts import METHODS, charts, units
 from ssvd.reports.figures import save_figure
-from ssvd.reports.html import Chart, bullets, chart_section, file_name, html_page, styles, to_csv, to_html, to_latex
+from ssvd.reports.html import (
+    Chart,
+    bullets,
+    chart_section,
+    file_name,
+    html_page,
+    styles,
+    to_csv,
+    to_html,
+    to_latex,
+    write_page,
+)
 from ssvd.reports.study import FROZEN, FULL, LORA, TEST, Row, Study, is_ssvd, studies
 from ssvd.reports.tables import main_table, percents
 from ssvd.scoring import Comparison
@@ -76,11 +87,10 @@ def write_report(results: Path, html: Path, *, audio: bool = True, resamples: in
         resamples: Number of draws of each bootstrap.
 
     Raises:
-        UserError: As for `read_benchmark`.
+        UserError: As for `read_benchmark`, or `html` is a file but no page of this package.
     """
     page = render(read_benchmark(results, resamples=resamples), audio=audio, resamples=resamples)
-    html.parent.mkdir(parents=True, exist_ok=True)
-    html.write_text(page, encoding="utf-8")
+    write_page(html, page)
 
 
 def write_figures(results: Path, folder: Path, *, resamples: int = 1000) -> list[Path]:

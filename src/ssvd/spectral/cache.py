@@ -91,7 +91,8 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 def _make_room(folder: Path, keep: Path) -> None:
     limit = float(os.environ.get("SSVD_CACHE_GB", "10")) * 1e9
     files = []
-    for file in (*folder.glob("*.safetensors"), *folder.glob("*.partial")):  # a killed process leaves partial files
+    digest = "[0-9a-f]" * 64  # the folder may hold other files, which are none of ours
+    for file in folder.glob(f"{digest}*"):  # partial ones are left by a killed process
         try:
             state = file.stat()
         except FileNotFoundError:  # another process deleted it

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ssvd.corpora.sources import Source
-from ssvd.errors import UserError
+from ssvd.errors import UserError, shortened
 from ssvd.methods import Budget, find_method
 from ssvd.scoring import normaliser
 from ssvd.training.augmentation import Augmentation
@@ -105,12 +105,12 @@ def _in_words(details: ErrorDetails) -> str:
         name = f"item {int(details['loc'][1]) + 1} of {name}"
     if kind in _BOUNDS:
         key, relation = _BOUNDS[kind]
-        wanted = f"{relation} {context[key]:g}"
+        wanted = f"{relation} {context[key]:.10g}"
     elif kind == "literal_error":
         wanted = str(context["expected"]).replace("'", "")
     else:
         wanted = _KINDS.get(kind.partition("_")[0], "valid")
-    return f"{name} must be {wanted}, but is {details['input']!r}"
+    return f"{name} must be {wanted}, but is {shortened(details['input'])}"
 
 
 def _existing_path(model: str) -> str:

@@ -1,15 +1,16 @@
 """What a run reports: a row after each epoch, and its result."""
 
 import csv
-import json
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ssvd.documents import read_json
 from ssvd.errors import UserError
-from ssvd.files import write_json
+from ssvd.files import write_json, write_whole
 
 
 class _Report(BaseModel):
@@ -97,7 +98,7 @@ class RunResult(_Report):
             UserError: The file does not hold the result of a run.
         """
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(read_json(path))
         except ValueError:
             raise UserError(f"{path} does not hold the result of a run; delete it and resume the run.") from None
 
@@ -109,7 +110,8 @@ class RunResult(_Report):
 def write_metrics(path: Path, series: Sequence[Epoch]) -> None:
     """Write the rows of all epochs as CSV."""
     rows = [epoch.as_dict() for epoch in series]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[-1]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(rows[-1]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, table.getvalue())

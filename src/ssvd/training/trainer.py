@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from ssvd.errors import UserError
 from ssvd.files import whole_file
 from ssvd.training.module import Adaptation
 from ssvd.training.progress import Progress
@@ -53,6 +54,21 @@ class _WholeFiles(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(Path(path)) as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        try:
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+            if not {"state_dict", "progress"} <= checkpoint.keys():
+                raise ValueError("it is not the state of a run")
+        except Exception as error:  # torch and its unpickler raise many kinds
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise UserError(f"{path} is damaged ({reason}); remove it, and resume to begin the run again.") from error
+        return checkpoint
 
 
 class _Reporting(lightning.Callback):

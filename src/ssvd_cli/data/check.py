@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssvd_cli.data.corpus import CorpusNames
-from ssvd_cli.options import Json, Language
+from ssvd_cli.options import Json, Language, finite
 from ssvd_cli.terminal import console, list_notes, progress
 
 
@@ -22,12 +22,17 @@ def check(
         str | None, typer.Option(help="Also report utterances that this checkpoint cannot be trained on.")
     ] = None,
     window: Annotated[
-        float | None, typer.Option(help="Length of the model's input in seconds; by default, the model's own.")
+        float | None,
+        typer.Option(callback=finite, help="Length of the model's input in seconds; by default, the model's own."),
     ] = None,
     language: Language = None,
     audio: Annotated[bool, typer.Option(help="Decode all audio to its end.")] = True,
-    shortest: Annotated[float, typer.Option(min=0, help="Report utterances shorter than this, in seconds.")] = 0.3,
-    longest: Annotated[float, typer.Option(min=0, help="Report utterances longer than this, in seconds.")] = 30.0,
+    shortest: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Report utterances shorter than this, in seconds.")
+    ] = 0.3,
+    longest: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Report utterances longer than this, in seconds.")
+    ] = 30.0,
     rate: Annotated[int | None, typer.Option(min=1, help="Report sampling rates below this, in Hz.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for all findings, from which an interrupted check continues.")

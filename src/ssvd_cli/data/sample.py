@@ -6,14 +6,16 @@ import typer
 
 from ssvd_cli.data.corpus import CorpusName, CutsFile, DrawSeed, check_cuts_file, read
 from ssvd_cli.divisions import write_parts
-from ssvd_cli.options import SkipBad
+from ssvd_cli.options import SkipBad, finite
 
 
 def sample(
     corpus: CorpusName,
     out: CutsFile,
     utterances: Annotated[int | None, typer.Option(min=1, help="Number of utterances to draw.")] = None,
-    hours: Annotated[float | None, typer.Option(min=0, help="Maximum number of hours to draw.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="Maximum number of hours to draw.")
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(

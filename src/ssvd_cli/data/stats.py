@@ -35,9 +35,9 @@ def stats(
         list_skipped(corpus.unusable)
     if html is not None:
         from ssvd.reports.corpus_page import statistics_page
+        from ssvd.reports.html import write_page
 
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(statistics_page(statistics), encoding="utf-8")
+        write_page(html, statistics_page(statistics))
     if as_json:
         print(json.dumps([corpus.as_dict() for corpus in statistics], indent=2, ensure_ascii=False))
         return

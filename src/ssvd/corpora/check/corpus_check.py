@@ -23,6 +23,7 @@ from ssvd.errors import StoppedError, UserError
 from ssvd.files import state_of, write_json, write_json_lines
 
 _CHUNK_ROWS = 64
+_FINDINGS, _SUMMARY = "findings.jsonl", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,12 @@ class Check:
         self._temporary = tempfile.TemporaryDirectory(prefix="ssvd-check-") if out is None else None
         self.folder = Path(self._temporary.name if self._temporary else str(out))
         self.folder.mkdir(parents=True, exist_ok=True)
+        journal = self.folder / "check.sqlite"
+        for name in (_FINDINGS, _SUMMARY):
+            if (self.folder / name).exists() and not journal.exists():
+                raise UserError(f"{self.folder / name} exists already and is of no check; give another folder.")
         self._journal = CheckJournal(
-            self.folder / "check.sqlite",
+            journal,
             {
                 "corpora": {name: state_of(Path(name)) if Path(name).exists() else None for name in corpora},
                 "limits": asdict(limits),
@@ -118,9 +123,11 @@ class Check:
         except sqlite3.OperationalError as error:
             reason = f"{self._journal.path} cannot be written ({error})"
             raise StoppedError(reason, self._how_to_continue) from error
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self._journal.path} is damaged ({error}); give another folder.") from error
         rows_of_findings = (asdict(finding) | {"severity": finding.severity} for finding in self.findings())
-        write_json_lines(self.folder / "findings.jsonl", rows_of_findings)
-        write_json(self.folder / "summary.json", self.as_dict())
+        write_json_lines(self.folder / _FINDINGS, rows_of_findings)
+        write_json(self.folder / _SUMMARY, self.as_dict())
 
     @property
     def _how_to_continue(self) -> str:

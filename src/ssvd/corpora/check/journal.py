@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ssvd.corpora.check.examination import UtteranceFacts
 from ssvd.corpora.check.kinds import KINDS, Finding
 from ssvd.corpora.check.limits import FEWEST_FOR_USUAL, UNUSUAL_DEVIATIONS
-from ssvd.errors import UserError
+from ssvd.errors import UserError, printable
 
 _TABLES = """
 CREATE TABLE check_of (state TEXT);
@@ -47,18 +47,14 @@ class CheckJournal:
         self.path = path
         text = json.dumps(state)
         self._sql = sqlite3.connect(path, timeout=1, isolation_level=None)
+        self._sql.text_factory = lambda data: data.decode(errors="replace")
         try:
-            self._sql.execute("PRAGMA locking_mode = EXCLUSIVE")  # two checks at once would add everything twice
-            self._sql.execute("PRAGMA journal_mode = WAL")
-            # A killed process loses nothing; a machine that goes down loses the last transactions.
-            self._sql.execute("PRAGMA synchronous = NORMAL")
-            if not self._sql.execute("SELECT 1 FROM sqlite_master").fetchone():
-                self._sql.executescript(f"BEGIN;{_TABLES}COMMIT")
-                self._sql.execute("INSERT INTO check_of VALUES (?)", (text,))
-            (earlier,) = self._sql.execute("SELECT state FROM check_of").fetchone()
-        except (sqlite3.Error, TypeError) as error:
+            earlier = self._open(text)
+        except (sqlite3.Error, TypeError, ValueError) as error:
             self.close()
-            raise UserError(f"{path} is in use by another check, or damaged ({error}).") from error
+            raise UserError(
+                f"{path} is in use by another check, damaged, or no journal of a check ({error}); give another folder."
+            ) from error
         if earlier != text:
             self.close()
             raise UserError(
@@ -66,6 +62,24 @@ class CheckJournal:
                 "another folder."
             )
         self._sql.create_function("log", 1, math.log, deterministic=True)
+
+    def _open(self, text: str) -> str:
+        """Return what the check of the file is of, after writing it to a new file."""
+        self._sql.execute("PRAGMA locking_mode = EXCLUSIVE")  # two checks at once would add everything twice
+        tables = {name for (name,) in self._sql.execute("SELECT name FROM sqlite_master")}
+        if tables and not {"check_of", "done", "utterances", "findings"} <= tables:
+            raise ValueError("it has other tables")
+        self._sql.execute("PRAGMA journal_mode = WAL")
+        # A killed process loses nothing; a machine that goes down loses the last transactions.
+        self._sql.execute("PRAGMA synchronous = NORMAL")
+        if not tables:
+            self._sql.executescript(f"BEGIN;{_TABLES}COMMIT")
+            self._sql.execute("INSERT INTO check_of VALUES (?)", (text,))
+        (state,) = self._sql.execute("PRAGMA quick_check(1)").fetchone()
+        if state != "ok":
+            raise ValueError(state)
+        (earlier,) = self._sql.execute("SELECT state FROM check_of").fetchone()
+        return str(earlier)
 
     def close(self) -> None:
         """Close the file."""
@@ -80,7 +94,8 @@ class CheckJournal:
         """Add what the next rows of a corpus hold, all or nothing."""
         self._sql.execute("BEGIN")
         marks = ", ".join("?" * len(UtteranceFacts._fields))
-        self._sql.executemany(f"INSERT INTO utterances VALUES ({corpus}, {marks})", utterances)
+        facts = (utterance._replace(where=printable(utterance.where)) for utterance in utterances)
+        self._sql.executemany(f"INSERT INTO utterances VALUES ({corpus}, {marks})", facts)
         self._insert(findings, compared=False)
         self._sql.execute("INSERT OR REPLACE INTO done VALUES (?, ?)", (corpus, self.rows_done(corpus) + rows))
         self._sql.execute("COMMIT")
@@ -121,7 +136,10 @@ class CheckJournal:
         self._sql.execute("COMMIT")
 
     def _insert(self, findings: Iterable[Finding], *, compared: bool) -> None:
-        rows = ((finding.kind, finding.where, finding.id, finding.detail, int(compared)) for finding in findings)
+        rows = (
+            (finding.kind, printable(finding.where), finding.id, printable(finding.detail), int(compared))
+            for finding in findings
+        )
         self._sql.executemany("INSERT INTO findings VALUES (?, ?, ?, ?, ?)", rows)
 
     def _duplicates(self, what: str, columns: Sequence[str]) -> Iterator[Finding]:

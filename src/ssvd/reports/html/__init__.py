@@ -2,7 +2,7 @@
 
 from ssvd.reports.html.charts import Chart, Point, Series, Style, View, styles
 from ssvd.reports.html.tables import Column, Interval, Table, Value, shown, to_csv, to_html, to_latex
-from ssvd.reports.html.writing import bullets, chart_section, file_name, html_page
+from ssvd.reports.html.writing import bullets, chart_section, file_name, html_page, write_page
 
 __all__ = [
     "Chart",
@@ -23,4 +23,5 @@ __all__ = [
     "to_csv",
     "to_html",
     "to_latex",
+    "write_page",
 ]

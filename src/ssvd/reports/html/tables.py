@@ -54,7 +54,10 @@ def to_html(table: Table, name: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return a table as CSV: numbers are not rounded, and an interval takes two columns."""
+    """Return a table as CSV: numbers are not rounded, and an interval takes two columns.
+
+    Text that a spreadsheet would compute, as it begins with = + - or @, begins with an apostrophe instead.
+    """
     columns = list(zip(*table.rows, strict=True)) or [()] * len(table.columns)
     intervals = [any(isinstance(value, tuple) for value in column) for column in columns]
     heads: list[str] = []
@@ -62,16 +65,24 @@ def to_csv(table: Table) -> str:
         heads += [f"{column.head}, low", f"{column.head}, high"] if interval else [column.head]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(heads)
+    writer.writerow(map(_as_text, heads))
     for row in table.rows:
         cells: list[str] = []
         for value, interval in zip(row, intervals, strict=True):
             parts = value if isinstance(value, tuple) else (value, None) if interval else (value,)
-            cells += [
-                f"{part:.10g}" if isinstance(part, float) else "" if part is None else str(part) for part in parts
-            ]
+            cells += [_csv_cell(part) for part in parts]
         writer.writerow(cells)
     return out.getvalue()
+
+
+def _csv_cell(value: str | float | int | None) -> str:
+    if isinstance(value, str):
+        return _as_text(value)
+    return "" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _as_text(text: str) -> str:
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def to_latex(table: Table) -> str:

@@ -6,13 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from ssvd.errors import UserError
+from ssvd.files import write_whole
 from ssvd.reports.html.charts import Chart, Point, Series, Style, View
 from ssvd.reports.html.tables import to_html
+
+# Stands in the head of every page.
+_GENERATOR = b'<meta name="generator" content="ssvd">'
 
 
 def html_page(title: str, body: Iterable[str], charts: Sequence[Chart], styles: Mapping[str, Style]) -> str:
@@ -39,6 +45,20 @@ def html_page(title: str, body: Iterable[str], charts: Sequence[Chart], styles: 
         charts=json.dumps(_escaped(data), ensure_ascii=False).replace("<", r"\u003c"),
         script=script,
     )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page; its folder is made.
+
+    Raises:
+        UserError: There is a file that is no page of this package.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            if _GENERATOR not in file.read(1000):
+                raise UserError(f"{path} exists already and is no page of ssvd; give another file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, page)
 
 
 def chart_section(index: int, chart: Chart, name: Sequence[str]) -> str:
