@@ -1,0 +1,1 @@
+"""Transcripts of recordings as text, JSON and subtitles."""

@@ -1,0 +1,50 @@
+"""Subtitles: the words of a recording in groups that can be read while they are shown."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ssvd.recognisers.words import Segment, Word
+
+# Usual in broadcasting: two lines of 42 characters, for at most 7 seconds.
+CHARACTERS = 84
+LONGEST = 7.0
+PAUSE = 0.8  # seconds without a word: what follows begins a new cue
+SHORTEST = 0.1  # seconds, for words without a length of their own
+_SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")
+
+
+class Cue(NamedTuple):
+    """A text to show from one moment to another, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+def cues(segments: Iterable[Segment]) -> Iterator[Cue]:
+    """Yield subtitles; segments without word times are shown whole, while they last."""
+    for segment in segments:
+        timed = segment.timed
+        if timed.words:
+            for words in _groups(timed.words):
+                end = max(words[-1].end, words[0].start + SHORTEST)
+                yield Cue(words[0].start, end, " ".join(word.text for word in words))
+        elif timed.text:
+            yield Cue(segment.start, segment.end, " ".join(timed.text.split()))
+
+
+def _groups(words: Iterable[Word]) -> Iterator[list[Word]]:
+    """Yield words that are shown together: until a sentence ends, a pause, or more than can be read."""
+    group: list[Word] = []
+    for word in words:
+        if group and (
+            group[-1].text.endswith(_SENTENCE_ENDS)
+            or word.start - group[-1].end > PAUSE
+            or word.end - group[0].start > LONGEST
+            or sum(len(part.text) + 1 for part in group) + len(word.text) > CHARACTERS
+        ):
+            yield group
+            group = []
+        group.append(word)
+    if group:
+        yield group
