@@ -45,12 +45,27 @@ def parse_yaml(text: str | bytes) -> Any:
     if _ESCAPED_HALF.search(text):
         raise ValueError("it holds half a character, an escaped surrogate")
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except Exception as error:  # PyYAML lets through what Python raises for dates, numbers, keys and tags
-        reason = " ".join(str(error).split())
-        raise ValueError(reason if isinstance(error, yaml.YAMLError | ValueError) else repr(error)) from None
+    except yaml.MarkedYAMLError as error:
+        place = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+        raise ValueError(f"{place}{' '.join(filter(None, [error.context, error.problem]))}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader of plain data, which names the line of impossible values too."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception:  # whatever Python raises for a date, a number or a tag
+            problem = f"{shortened(node.value)} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 def read_json(path: Path) -> Any:
@@ -94,8 +109,11 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def in_words(details: ErrorDetails) -> str:
     """Return what pydantic found wrong, as "field.field: reason"."""
     place = ".".join(str(part) for part in details["loc"])
-    reason = details["msg"].removeprefix("Value error, ")
-    reason = reason[:1].lower() + reason[1:]
+    if details["type"] == "model_type":
+        reason = "must hold fields by name"
+    else:
+        reason = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        reason = reason[:1].lower() + reason[1:]
     if details["type"] not in ("missing", "extra_forbidden", "value_error"):
         reason += f", but is {shortened(details['input'])}"
     return f"{place}: {reason}" if place else reason
