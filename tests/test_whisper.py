@@ -270,7 +270,7 @@ def test_check_and_collate_name_what_cannot_be_learnt(checkpoints, tmp_path):
         "long": (make_cut(tmp_path, "long", 1.1, "a"), "It lasts 1.10 s and the window is 1 s"),
         "wordy": (make_cut(tmp_path, "wordy", 0.5, "a" * 70), "takes 72 tokens and the decoder has 70"),
         "mute": (make_cut(tmp_path, "mute", 0.5, " "), "no text"),
-        "marked": (make_cut(tmp_path, "marked", 0.5, "a <|endoftext|>"), "vocabulary lacks"),
+        "marked": (make_cut(tmp_path, "marked", 0.5, "a <|endoftext|>"), "a mark for models"),
     }
     for name, (cut, reason) in faults.items():
         assert reason in speech.check(cut)

@@ -1,9 +1,10 @@
 """What all families of recognisers share."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ Samples = NDArray[np.float32]
 """Mono audio (samples,) at the sampling rate of the recogniser, within [-1, 1]."""
 
 _Target = TypeVar("_Target")
+MARK = re.compile(r"<[^<>\s]+>")  # <|nl|>, <eng>, <s>: no model writes what it is told in this way
 
 
 class Recogniser(ABC):
@@ -32,6 +34,7 @@ class Recogniser(ABC):
         window: The longest utterance that is read at once, in seconds.
         language: Code of the one language that it writes; None where that depends on the utterance.
         has_fallback: Whether decoding searches again for texts that repeat themselves; see `Fallback`.
+        checkpoint_format: The software whose format `save` writes.
     """
 
     module: nn.Module
@@ -40,6 +43,7 @@ class Recogniser(ABC):
     window: float
     language: str | None
     has_fallback: bool = False
+    checkpoint_format: Literal["transformers", "espnet"] = "transformers"
 
     @abstractmethod
     def adaptable_layers(self) -> list[str]:
@@ -150,3 +154,33 @@ def read_named(cut: Cut, read: Callable[[Cut], _Target]) -> _Target:
         return read(cut)
     except UserError as error:
         raise UserError(f"Utterance {cut.id}: {error}") from None
+
+
+def spoken_text(cut: Cut, special: Collection[str]) -> str:
+    """Return the text of an utterance, in which nothing may stand that is a mark for models and not spoken.
+
+    Args:
+        cut: The utterance.
+        special: Symbols with a meaning of their own in the model's vocabulary, such as [PAD]; those in angle brackets
+            are known without.
+
+    Raises:
+        UserError: It has no text, or one with such a mark.
+    """
+    text = " ".join(s.text.strip() for s in cut.supervisions if s.text).strip()
+    if not text:
+        raise UserError("It has no text to learn: transcribe it, or leave it out.")
+    check_marks(text, special)
+    return text
+
+
+def check_marks(text: str, special: Collection[str]) -> None:
+    """Check that a text holds no mark for models, which would be learnt as if it were spoken; see `spoken_text`.
+
+    Raises:
+        UserError: It does.
+    """
+    marks = [symbol for symbol in special if len(symbol) > 1 and symbol.casefold() in text.casefold()]
+    marks += MARK.findall(text)
+    if marks:
+        raise UserError(f"Its text holds {marks[0]}, a mark for models that nobody says: remove it ({text!r}).")

@@ -1,5 +1,6 @@
 """Encoders with a CTC head: wav2vec 2.0 (arXiv 2006.11477) and HuBERT (arXiv 2106.07447)."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
@@ -10,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
+from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
 
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
-from ssvd.recognisers.base import Recogniser, Samples, read_named
+from ssvd.recognisers.agreement import check_ctc, check_features, reading
+from ssvd.recognisers.base import MARK, Recogniser, Samples, read_named, spoken_text
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Decoding,
@@ -24,7 +26,7 @@ from ssvd.recognisers.decoding import (
     join_pieces,
     split_at_pauses,
 )
-from ssvd.recognisers.transformers_checkpoint import load_network
+from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
 
 WINDOW = 30.0  # seconds that are read at once: these encoders know no limit but memory
 
@@ -80,9 +82,15 @@ class Ctc(Recogniser):
         self.language = language
         self._extractor, self._tokenizer, self._dtype = extractor, tokenizer, dtype
         self._own_masking: bool = module.config.apply_spec_augment
-        letters = "".join(token for token in tokenizer.get_vocab() if len(token) == 1)
-        self._fold = str.upper if letters.isupper() else str.lower if letters.islower() else str
-        self._characters = set(letters) | {" "}
+        self._letters = _letters(tokenizer)
+        longest_first = sorted(self._letters, key=len, reverse=True)
+        self._letter = re.compile("|".join([*map(re.escape, longest_first), "."]))
+        self._spelling = dict.fromkeys(tokenizer.get_vocab().values(), "")
+        lower = tokenizer.do_lower_case
+        self._spelling |= {token: letter.lower() if lower else letter for letter, token in self._letters.items()}
+        self._characters = {letter for letter in self._letters if len(letter) == 1} | {" "}
+        alphabet = "".join(self._characters)
+        self._fold = str.upper if alphabet.isupper() else str.lower if alphabet.islower() else str
         self._shortest = 1  # samples, of one frame
         for kernel, stride in zip(
             reversed(module.config.conv_kernel), reversed(module.config.conv_stride), strict=True
@@ -94,20 +102,22 @@ class Ctc(Recogniser):
         cls, name: str, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
     ) -> "Ctc":
         """Load float32 weights (from safetensors files only), tokenizer and feature extractor; see `load_model`."""
-        _supported_config(name)
-        module, dtype = load_network(AutoModelForCTC, name)
-        return cls(module, *_processors(name), window=window, language=language, task=task, dtype=dtype)
+        outline, _ = cls.outline(name)
+        module, dtype = load_network(AutoModelForCTC, name, outline)
+        return cls(module, *_processors(name, module), window=window, language=language, task=task, dtype=dtype)
 
     @classmethod
     def without_weights(cls, name: str, *, window: float | None = None, language: str | None = None) -> "Ctc":
         """Load what `check` needs of a checkpoint, its network on the meta device; see `load_check`."""
-        return cls(cls.outline(name)[0], *_processors(name), window=window, language=language)
+        module, _ = cls.outline(name)
+        return cls(module, *_processors(name, module), window=window, language=language)
 
     @staticmethod
     def outline(name: str) -> tuple[nn.Module, list[str]]:
         """Return the network without its weights, on the meta device, and its adaptable layers; see `load_outline`."""
-        with torch.device("meta"):
-            module = AutoModelForCTC.from_config(_supported_config(name))
+        config = _supported_config(name)
+        with reading(f"The config.json of {name}", "copy it from the model that it comes from"), torch.device("meta"):
+            module = AutoModelForCTC.from_config(config)
         return module, _linear_layers(module)
 
     def adaptable_layers(self) -> list[str]:
@@ -125,12 +135,14 @@ class Ctc(Recogniser):
                 f"It lasts {cut.duration:.2f} s and the window is {self.window:g} s: cut it, leave it out, or use a "
                 "longer window."
             )
-        text = " ".join(s.text.strip() for s in cut.supervisions if s.text).strip()
-        tokens = self._tokenizer(self._written(text)).input_ids
-        if not tokens:
+        text = spoken_text(cut, self._tokenizer.all_special_tokens)
+        written = self._written(text)
+        if not written:
             raise UserError("It has no text to learn: transcribe it, or leave it out.")
-        if self._tokenizer.unk_token_id in tokens:
+        letters = self._letter.findall(written)
+        if not self._letters.keys() >= {*letters}:
             raise UserError(f"Its text has marks that the model's vocabulary lacks: {text!r}.")
+        tokens = [self._letters[letter] for letter in letters]
         frames = int(self._frames(torch.tensor(round(cut.duration * self.sampling_rate))))
         needed = len(tokens) + sum(first == second for first, second in pairwise(tokens))
         if needed > frames:  # CTC parts two equal tokens by a blank
@@ -147,6 +159,16 @@ class Ctc(Recogniser):
 
         folded = self._fold(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
         return " ".join("".join(map(written, folded)).split())
+
+    def _spelt(self, tokens: Iterable[int]) -> str:
+        """Return what tokens spell, letter by letter: the clean-up of Transformers joins komt 's to komt's."""
+        try:
+            return "".join(self._spelling[token] for token in tokens)
+        except KeyError as error:
+            raise UserError(
+                f"The network writes the token {error}, and the tokenizer has no symbol for it: copy vocab.json from "
+                "the model that the network comes from."
+            ) from None
 
     def _frames(self, samples: Tensor) -> Tensor:
         """Return the number of frames of so many samples."""
@@ -188,7 +210,8 @@ class Ctc(Recogniser):
         """Return the CTC loss: of each utterance divided by its tokens, the mean over the batch, a float32 scalar.
 
         An utterance whose text does not fit into its frames, as it may after a change of speed, counts as 0. With
-        `spec_augment`, whatever its numbers, the network masks as its own config says, in training mode.
+        `spec_augment`, whatever its numbers, the network masks as its own config says, in training mode; a batch whose
+        longest utterance is shorter than one mask (0.2 s) is not masked.
 
         Raises:
             UserError: Label smoothing is asked for, which CTC does not have.
@@ -198,12 +221,15 @@ class Ctc(Recogniser):
             raise UserError("CTC has no label smoothing: set none.")
         if batch.labels is None or batch.label_lengths is None:
             raise ValueError("the batch has no labels: collate it with text=True")
-        self._base_model.config.apply_spec_augment = self.spec_augment is not None
+        frames = self._frames(batch.lengths)
+        # Transformers masks no batch that is shorter than a mask, but raises an error.
+        is_maskable = int(frames.max()) >= self._base_model.config.mask_time_length
+        self._base_model.config.apply_spec_augment = self.spec_augment is not None and is_maskable
         chances = self._logits(batch.samples, batch.lengths).float().log_softmax(-1).transpose(0, 1)
         return nn.functional.ctc_loss(
             chances,
             batch.labels.to(chances.device),
-            self._frames(batch.lengths),
+            frames,
             batch.label_lengths,
             blank=self._base_model.config.pad_token_id,
             zero_infinity=True,
@@ -237,8 +263,7 @@ class Ctc(Recogniser):
                 for tokens, frames in zip(best.tolist(), self._frames(lengths).tolist(), strict=True):
                     spoken = [token for token, _ in groupby(tokens[:frames])]
                     # Grouped here: Transformers would drop the blanks first, and with them double letters.
-                    text = self._tokenizer.decode(spoken, skip_special_tokens=True, group_tokens=False)
-                    texts.append(text.strip())
+                    texts.append(self._spelt(spoken).strip())
         return join_pieces((Transcript(text, text) for text in texts), batch.pieces)
 
     @staticmethod
@@ -262,21 +287,38 @@ class Ctc(Recogniser):
 
 def _supported_config(name: str) -> Any:
     """Return the config of a checkpoint; raise UserError for MMS, which has the same family."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = read_config(name)
     if getattr(config, "adapter_attn_dim", None) is not None:
         raise UserError(f"{name} has an adapter for each language (MMS), which is not supported.")
     return config
 
 
-def _processors(name: str) -> tuple[Any, Any]:
-    try:
+def _processors(name: str, module: Any) -> tuple[Any, Any]:
+    """Return the feature extractor and tokenizer of a checkpoint, which must agree with its network."""
+    processor, preprocessor = (read_json(name, f"{part}_config.json") or {} for part in ("processor", "preprocessor"))
+    for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        read_json(name, file)
+    remedy = "copy vocab.json, tokenizer_config.json and preprocessor_config.json from the model that it comes from"
+    with reading(f"The tokenizer or feature extractor of {name}", remedy):
+        check_features(name, processor, preprocessor)
         extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
-        return extractor, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"The tokenizer or feature extractor of {name} cannot be read: copy vocab.json, tokenizer_config.json and "
-            "preprocessor_config.json from the model that it comes from."
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        check_ctc(name, module, extractor, tokenizer, _letters(tokenizer))
+    return extractor, tokenizer
+
+
+def _letters(tokenizer: Any) -> dict[str, int]:
+    """Return the token of each symbol that can be said: not of the blank and the like; the word delimiter as " "."""
+    delimiter = tokenizer.word_delimiter_token
+    special = {*tokenizer.all_special_tokens} - {delimiter}
+    letters = {
+        letter: token
+        for letter, token in tokenizer.get_vocab().items()
+        if letter and letter not in special and not MARK.fullmatch(letter)
+    }
+    if delimiter in letters:
+        letters[" "] = letters.pop(delimiter)
+    return letters
 
 
 def _linear_layers(network: nn.Module) -> list[str]:

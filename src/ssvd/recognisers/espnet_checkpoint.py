@@ -17,6 +17,7 @@ import yaml
 from torch import nn
 
 from ssvd.errors import UserError
+from ssvd.recognisers.agreement import check_finite
 
 # ESPnet pins old versions of what it needs, so pip cannot install it with its dependencies beside a recent torch.
 SETUP = "pip install --no-deps espnet==202511 && pip install 'ssvd[espnet]' (in a clone: make setup-espnet)."
@@ -187,11 +188,11 @@ def find_checkpoint(path: Path) -> Checkpoint | None:
         meta = _read_yaml(path / "meta.yaml")
         try:
             config, weights = meta["yaml_files"]["s2t_train_config"], meta["files"]["s2t_model_file"]
+            return _checkpoint(path / config, path / weights)
         except (KeyError, TypeError):
             raise UserError(
                 f"{path}/meta.yaml names no speech-to-text model (s2t_train_config, s2t_model_file)."
             ) from None
-        return _checkpoint(path / config, path / weights)
     configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.glob("exp/*/config.yaml"))
     found = [(config, weights) for config in configs for weights in sorted(config.parent.glob("*.pth"))]
     if not found:
@@ -216,7 +217,7 @@ def _checkpoint(config_file: Path, weights_file: Path | None) -> Checkpoint:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # such as of dates that do not exist
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold fields by name.")
@@ -237,13 +238,17 @@ def load_weights(network: nn.Module, file: Path) -> None:
     """Load a state dict, every tensor of which must be accounted for.
 
     Raises:
-        UserError: The file cannot be read, or it does not hold exactly the network's tensors.
+        UserError: The file cannot be read, it does not hold exactly the network's tensors, or not all are finite.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has many
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"The weights {file} cannot be read ({reason}).") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(
+            f"The weights {file} are no tensors by name, as ESPnet's models are: give the model's own file."
+        )
     expected = network.state_dict().keys()
     state = _renamed(state, expected)
     missing, extra = expected - state.keys(), state.keys() - expected
@@ -258,6 +263,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n")[1].split())
         raise UserError(f"{file} does not fit its config.yaml: {reason}") from None
+    check_finite(str(file), network)
 
 
 def _renamed(state: dict[str, torch.Tensor], expected: Any) -> dict[str, torch.Tensor]:

@@ -8,13 +8,13 @@ import transformers
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
-from transformers import AutoConfig
 
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.base import Recogniser
 from ssvd.recognisers.ctc import Ctc
 from ssvd.recognisers.espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
+from ssvd.recognisers.transformers_checkpoint import read_json
 from ssvd.recognisers.whisper import Whisper
 
 __all__ = ["Recogniser", "load_check", "load_model", "load_outline"]
@@ -99,15 +99,12 @@ def _family(name: str) -> type[Whisper] | type[Ctc]:
             "config.yaml of an ESPnet one."
         )
     try:
-        family = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
-    except OSError as error:
-        raise UserError(
-            f"The config.json of {name} is not valid JSON."
-            if Path(name).exists()
-            else f"There is no folder {name}, and the hub gave no model of that name (unknown or out of reach)."
-        ) from error
-    except ValueError:  # a family that Transformers does not know, or none stated
-        family = "unknown"
+        config = read_json(name, "config.json")
+    except OSError:  # no name of a model
+        config = None
+    if config is None:
+        raise UserError(f"There is no folder {name}, and the hub gave no model of that name (unknown or out of reach).")
+    family = str(config.get("model_type", "unknown"))
     if family not in FAMILIES:
         nearest = get_close_matches(family, FAMILIES, n=1)
         hint = f" (the nearest is {nearest[0]})" if nearest else ""

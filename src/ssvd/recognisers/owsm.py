@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import langcodes
 import numpy as np
+import sentencepiece
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import field_value
 from ssvd.errors import UserError
-from ssvd.recognisers.base import Recogniser, Samples, read_named
+from ssvd.recognisers.agreement import check_owsm, reading
+from ssvd.recognisers.base import Recogniser, Samples, check_marks, read_named, spoken_text
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Decoding,
@@ -67,6 +69,8 @@ class Owsm(Recogniser):
         UserError: The files do not fit together, or the model does not have the window, language or task.
     """
 
+    checkpoint_format = "espnet"
+
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -80,9 +84,12 @@ class Owsm(Recogniser):
         self._network, self._options = checkpoint.network()
         self.module = self._network
         self._network.specaug = None  # only what is asked for
-        preprocessing = self._options.preprocessor_conf
-        self.sampling_rate = int(preprocessing.get("fs", 16000))
-        own = float(preprocessing.get("speech_length", 30))
+        file = checkpoint.config_file
+        with reading(str(file), "copy it, and the bpemodel that it names, from where the checkpoint comes from"):
+            check_owsm(str(file), self._network, checkpoint.config, _pieces(self._options.bpemodel))
+            preprocessing = self._options.preprocessor_conf
+            self.sampling_rate = int(preprocessing.get("fs", 16000))
+            own = float(preprocessing.get("speech_length", 30))
         if window is not None and not 0.5 <= window <= own:
             raise UserError(f"The window must be between 0.5 s and the model's own {own:g} s, not {window:g} s.")
         self.window = window or own
@@ -92,6 +99,8 @@ class Owsm(Recogniser):
         self._ids: dict[str, int] = self._search.converter.token2id
         tokens = (re.fullmatch(r"<([a-z]{3})>", token) for token in self._ids)
         self._languages = {match[1] for match in tokens if match and match[1] not in SYMBOLS_OF_THREE}
+        if not self._languages:
+            raise UserError(f"{file}: token_list has no language, such as <eng>: copy the config again.")
         only = next(iter(self._languages)) if len(self._languages) == 1 else None
         self.language = only and langcodes.standardize_tag(only)
         self._language = f"<{only}>" if only else self._symbol(language)
@@ -146,17 +155,18 @@ class Owsm(Recogniser):
             raise UserError(
                 f"It lasts {cut.duration:.2f} s and the window is {self.window:g} s: cut it, or leave it out."
             )
-        text = (field_value(cut, "text") or "").strip()
-        if not text:
-            raise UserError("It has no text to learn: transcribe it, or leave it out.")
+        text = spoken_text(cut, ())
         tokens = self._tokens(text)
         if self._ids["<unk>"] in tokens:
             raise UserError(f"Its text has marks that the model's vocabulary lacks: {text!r}.")
         language = self._cut_language(cut)
         if language is None:
             raise UserError("The language is not stated, in the data or as an option, and this model needs it.")
-        previous = field_value(cut, "text_prev")
-        return self._with_prompt(language, tokens, self._tokens(previous) if previous else [self._ids["<na>"]])
+        previous = str(field_value(cut, "text_prev") or "").strip()
+        if previous in ("", "<na>"):  # as ESPnet's own data have it
+            return self._with_prompt(language, tokens, [self._ids["<na>"]])
+        check_marks(previous, ())
+        return self._with_prompt(language, tokens, self._tokens(previous))
 
     def _with_prompt(self, language: str, tokens: list[int], previous: list[int]) -> dict[str, list[int]]:
         return {"text": [*self._prompt(language), *tokens], "text_prev": previous, "text_ctc": tokens}
@@ -387,6 +397,12 @@ class _Masked(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self._masks(features.transpose(1, 2), lengths).transpose(1, 2), lengths
+
+
+def _pieces(bpemodel: str) -> list[str]:
+    """Return what a SentencePiece model cuts texts into, without what stands for unknown and control symbols."""
+    model = sentencepiece.SentencePieceProcessor(model_file=bpemodel)
+    return [model.id_to_piece(n) for n in range(len(model)) if not model.is_unknown(n) and not model.is_control(n)]
 
 
 def _adaptable_layers(network: nn.Module) -> list[str]:

@@ -2,8 +2,8 @@
 
 import copy
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoConfig,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
@@ -28,7 +27,8 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
-from ssvd.recognisers.base import Recogniser, Samples, read_named
+from ssvd.recognisers.agreement import ENGLISH_VOCABULARY, check_features, check_whisper, reading
+from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Attempt,
@@ -39,10 +39,9 @@ from ssvd.recognisers.decoding import (
     split_at_pauses,
     whole_windows,
 )
-from ssvd.recognisers.transformers_checkpoint import load_network
+from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
 
 IGNORED = -100  # label of positions that do not count in the loss
-MULTILINGUAL_VOCABULARY = 51865  # OpenAI's English-only models have one token less
 
 
 class Batch(NamedTuple):
@@ -92,14 +91,25 @@ class _Encoded(NamedTuple):
         return _Encoded(self.states[rows], self.prompts[rows], self.limits[rows], [self.names[row] for row in rows])
 
 
-def _processor(name: str) -> WhisperProcessor:
-    try:
-        return WhisperProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"The tokenizer or feature extractor of {name} cannot be read: copy tokenizer.json, "
-            "tokenizer_config.json and preprocessor_config.json from the model that it comes from."
-        ) from error
+def _processor(name: str, module: WhisperForConditionalGeneration) -> WhisperProcessor:
+    """Return the tokenizer and feature extractor of a checkpoint, which must agree with its network."""
+    config, generation, processor, preprocessor = (
+        read_json(name, f"{part}.json") or {}
+        for part in ("config", "generation_config", "processor_config", "preprocessor_config")
+    )
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        read_json(name, file)
+    remedy = "copy tokenizer.json, tokenizer_config.json and preprocessor_config.json from the model that it comes from"
+    with reading(f"The tokenizer or feature extractor of {name}", remedy):
+        check_features(name, processor, preprocessor)
+        parts = WhisperProcessor.from_pretrained(name, trust_remote_code=False)
+        check_whisper(name, module, parts, config, generation)
+    return parts
+
+
+def _plain(text: str) -> str:
+    """Return a text without what tokenizers may change: case, blanks, and forms that Unicode counts as the same."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _linear_layers(whisper: WhisperForConditionalGeneration) -> list[str]:
@@ -155,16 +165,17 @@ class Whisper(Recogniser):
         cls, name: str, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
     ) -> "Whisper":
         """Load float32 weights (from safetensors files only), tokenizer and feature extractor; see `load_model`."""
-        module, dtype = load_network(WhisperForConditionalGeneration, name)
-        return cls(module, _processor(name), window=window, language=language, task=task, dtype=dtype)
+        outline, _ = cls.outline(name)
+        module, dtype = load_network(WhisperForConditionalGeneration, name, outline)
+        return cls(module, _processor(name, module), window=window, language=language, task=task, dtype=dtype)
 
     @classmethod
     def without_weights(cls, name: str, *, window: float | None = None, language: str | None = None) -> "Whisper":
         """Load what `check` needs of a checkpoint, its network on the meta device; see `load_check`."""
         module, _ = cls.outline(name)
-        with suppress(OSError):  # small models made by hand have none
+        if read_json(name, "generation_config.json") is not None:  # small models made by hand have none
             module.generation_config = GenerationConfig.from_pretrained(name)
-        return cls(module, _processor(name), window=window, language=language)
+        return cls(module, _processor(name, module), window=window, language=language)
 
     def _set_window(self, module: WhisperForConditionalGeneration, window: float | None) -> None:
         """Truncate the encoder's positions to `window` seconds and remember all of them."""
@@ -191,13 +202,13 @@ class Whisper(Recogniser):
         self._end: int = end[0] if isinstance(end, list) else config.eos_token_id if end is None else end
         # OpenAI's token for silence has one name in the English-only models and another in the later ones.
         self._no_speech: int | None = vocabulary.get("<|nospeech|>", vocabulary.get("<|nocaptions|>"))
-        self._no_timestamps: int | None = getattr(
-            generation, "no_timestamps_token_id", vocabulary.get("<|notimestamps|>")
-        )
-        # The vocabulary alone cannot tell: OpenAI's English-only one holds the tokens of all languages too.
+        self._no_timestamps: int | None = getattr(generation, "no_timestamps_token_id", None)
+        if self._no_timestamps is None:
+            self._no_timestamps = vocabulary.get("<|notimestamps|>")
+        # The tokens alone cannot tell: OpenAI's English-only tokenizer has those of all languages too.
         multilingual = getattr(generation, "is_multilingual", None)
         if multilingual is None:
-            multilingual = config.vocab_size >= MULTILINGUAL_VOCABULARY
+            multilingual = config.vocab_size != ENGLISH_VOCABULARY
         tokens = {code: vocabulary.get(f"<|{code}|>") for code in LANGUAGES} if multilingual else {}
         self._languages: dict[str, int] = {code: token for code, token in tokens.items() if token is not None}
         self._task: int = vocabulary.get(f"<|{task}|>", -1)
@@ -205,6 +216,7 @@ class Whisper(Recogniser):
             raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
         self._language = self._language_code(language)
         self.language = self._language if self._languages else "en"
+        self._special = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
         # A vocabulary with words that begin with a space: there OpenAI's texts begin with one as well.
         self._has_words = len(self._tokenizer.tokenize(" a")) == 1
 
@@ -235,8 +247,9 @@ class Whisper(Recogniser):
     @staticmethod
     def outline(name: str) -> tuple[nn.Module, list[str]]:
         """Return the network without its weights, on the meta device, and its adaptable layers; see `load_outline`."""
-        with torch.device("meta"):
-            module = WhisperForConditionalGeneration(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        config = read_config(name)
+        with reading(f"The config.json of {name}", "copy it from the model that it comes from"), torch.device("meta"):
+            module = WhisperForConditionalGeneration(config)
         return module, _linear_layers(module)
 
     def input_seconds(self, duration: float) -> float:
@@ -249,11 +262,10 @@ class Whisper(Recogniser):
             raise UserError(
                 f"It lasts {cut.duration:.2f} s and the window is {self.window:g} s: cut it, or leave it out."
             )
-        text = " ".join(s.text.strip() for s in cut.supervisions if s.text).strip()
-        if not text:
-            raise UserError("It has no text to learn: transcribe it, or leave it out.")
+        text = spoken_text(cut, self._special)
         tokens = self._tokenizer.encode(f" {text}" if self._has_words else text, add_special_tokens=False)
-        if self._end in tokens or self._tokenizer.unk_token_id in tokens:
+        # A vocabulary without a token for the unknown leaves out what it lacks.
+        if self._tokenizer.unk_token_id in tokens or _plain(self._text(tokens)) != _plain(text):
             raise UserError(f"Its text has marks that the model's vocabulary lacks: {text!r}.")
         prompt = self._prompt(self._cut_language(cut))
         # The last token is predicted, never read, so it needs no position.
@@ -386,6 +398,9 @@ class Whisper(Recogniser):
             max_length=int(encoded.limits.max()),
             num_beams=beams,
             do_sample=False,
+            num_return_sequences=1,
+            bos_token_id=self._start,
+            decoder_start_token_id=self._start,
             eos_token_id=self._end,
             pad_token_id=self._end,
             return_dict_in_generate=False,
@@ -425,7 +440,12 @@ class Whisper(Recogniser):
         return attempts
 
     def _texts(self, tokens: Tensor) -> list[str]:
-        return [text.strip() for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        return [self._text(row) for row in tokens.tolist()]
+
+    def _text(self, tokens: list[int]) -> str:
+        """Return what tokens spell; some checkpoints ask for a clean-up that joins komt 's to komt's."""
+        spelt = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(spelt).strip()
 
     def _spoken_language(self, piece: Samples, language: str | None) -> str | None:
         code = self._language_code(language) or self._language
