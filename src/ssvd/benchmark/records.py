@@ -234,10 +234,7 @@ def store_study(folder: Path, target: Path) -> None:
         raise UserError(f"{first.where} cannot be stored: {first.reason}")
     if not records.results:
         raise UserError(f"{folder} holds no finished cell: run `ssvd benchmark` until one is finished.")
-    try:
-        grid = (folder / GRID).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{folder / GRID} cannot be read: copy the folder of the benchmark whole.") from None
+    grid = _grid_text(folder)
     lines = {(name, corpus): _text_lines(texts) for (name, corpus), texts in records.texts.items()}
     archive = pack({f"{name}/{corpus}.jsonl": text for (name, corpus), text in lines.items()})
     kinds: dict[str, Sequence[_Record]] = {
@@ -275,7 +272,7 @@ def restore_study(stored: Path, folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: give a new folder.")
-    study = read_study(stored)
+    study, grid = read_study(stored), _grid_text(stored)
     records: list[Trial | Failure] = [*study.results, *study.trials, *study.failures]
     for record in records:
         path = record_path(folder, type(record), record.id)
@@ -283,7 +280,14 @@ def restore_study(stored: Path, folder: Path) -> None:
         write_json(path, record.model_dump())
     for (name, corpus), hypotheses in study.texts.items():
         write_hypotheses(folder, name, corpus, hypotheses)
-    write_whole(folder / GRID, (stored / GRID).read_text(encoding="utf-8"))
+    write_whole(folder / GRID, grid)
+
+
+def _grid_text(folder: Path) -> str:
+    try:
+        return (folder / GRID).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{folder / GRID} cannot be read: copy the folder whole.") from None
 
 
 def _read_stored(folder: Path) -> StudyRecords:

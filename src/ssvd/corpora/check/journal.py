@@ -52,8 +52,9 @@ class CheckJournal:
             earlier = self._open(text)
         except (sqlite3.Error, TypeError, ValueError) as error:
             self.close()
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"{path} is in use by another check, damaged, or no journal of a check ({error}); give another folder."
+                f"{path} is in use by another check, damaged, or no journal of a check ({reason}); give another folder."
             ) from error
         if earlier != text:
             self.close()

@@ -137,7 +137,7 @@ def _checked_columns(path: Path, columns: Sequence[str]) -> SegmentColumns:
     """Return the columns that are about segments, after checking that there are a path and a text."""
     missing = [name for name in ("path", "text") if name not in columns]
     if missing:
-        present = ", ".join(columns) or "none"
+        present = ", ".join(columns)[:500] or "none"
         raise UserError(f"{path} has no column {' and no '.join(missing)} (found: {present}); rename or add it.")
     if repeated := sorted({name for name in columns if columns.count(name) > 1}):
         raise UserError(f"{path} has the column {repeated[0]!r} twice; rename one.")
