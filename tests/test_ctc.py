@@ -24,6 +24,7 @@ from transformers import (
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
+from ssvd.exports.ctranslate2 import save_ctranslate2
 from ssvd.methods import apply_method
 from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.loading import load_check, load_model, load_outline
@@ -125,6 +126,26 @@ def greedy(best, tokenizer):
     """The text of frames: equal ones in a row are one, blanks and other special tokens are none."""
     symbols = [symbol for symbol, _ in groupby(tokenizer.convert_ids_to_tokens(best))]
     return "".join(" " if symbol == "|" else symbol for symbol in symbols if len(symbol) == 1).strip()
+
+
+def test_words_are_those_of_the_text_and_follow_each_other(folder, cuts):
+    speech = load_model(folder)
+    batch = speech.collate(cuts[:3], text=False)
+    for timed, text, length in zip(
+        speech.decode_timed(batch), speech.transcribe(batch), batch.lengths.tolist(), strict=True
+    ):
+        assert timed.text == text and [word.text for word in timed.words] == text.split()
+        times = [time for word in timed.words for time in (word.start, word.end)]
+        assert times == sorted(times) and len(set(times)) > 1 and times[-1] <= length / 16_000
+        assert all(0 < word.confidence <= 1 for word in timed.words) and 0 < timed.confidence <= 1
+
+
+def test_hubert_is_not_known_to_ctranslate2(tmp_path):
+    pytest.importorskip("ctranslate2")
+    speech = load_model(checkpoint(tmp_path / "model", *KINDS["hubert"]))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"CTranslate2 does not convert checkpoints of this kind .*HubertConfig"):
+        save_ctranslate2(speech, tmp_path / "out")
 
 
 def test_double_letters_are_heard(wav2vec2, cuts, monkeypatch):

@@ -197,13 +197,14 @@ def test_files_of_any_format_rate_and_length_are_transcribed(run, embedded, corp
     soundfile.write(flac, audio[1], 16000)
     soundfile.write(long, np.concatenate([part for samples in audio for part in (samples, pause)]), 16000)
     missing = tmp_path / "missing.wav"
-    rows = {path: (text, error) for path, text, error in transcribe_files(str(embedded), [wav, missing, flac, long])}
+    told = transcribe_files(str(embedded), [wav, missing, flac, long])
+    rows = {transcription.path: (transcription.text, transcription.error) for transcription in told}
     assert list(rows) == [wav, missing, flac, long]
     assert rows[missing] == ("", f"there is no audio file {missing}")
     words = {path: text.split() for path, (text, _) in rows.items()}
     assert words[wav] and words[flac] and len(words[long]) > 1.5 * len(words[wav])
 
     speech = load_adapted(str(embedded), run)
-    ((_, adapted, _),) = transcribe_files(str(embedded), [flac], run)
+    (adapted,) = transcribe_files(str(embedded), [flac], run)
     batch = speech.collate([cuts[1]], text=False)
-    assert [adapted] == speech.transcribe(batch)
+    assert [adapted.text] == speech.transcribe(batch)

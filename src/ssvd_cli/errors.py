@@ -7,6 +7,7 @@ _EXTRAS = {
     "speech": "filelock jiwer lhotse lightning matplotlib num2words numpy plotly pydantic yaml rich scipy soundfile "
     "tensorboard typer urllib3 whisper_normalizer",
     "demo": "espeakng_loader",
+    "ctranslate2": "ctranslate2",
     "hf": "datasets",
     "ray": "ray",
     "espnet": "editdistance einops espnet_tts_frontend h5py humanfriendly hydra jamo kaldiio langcodes librosa loralib "

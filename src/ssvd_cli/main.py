@@ -25,7 +25,7 @@ class _Commands(LazyGroup):
         "plan": Entry("ssvd_cli.plan:plan", "Show what each method would train at a budget, and at what cost."),
         "adapt": Entry("ssvd_cli.adapt:adapt", "Fine-tune a recogniser on a corpus."),
         "evaluate": Entry("ssvd_cli.evaluate:evaluate", "Measure the error rates of a model and of its adapters."),
-        "transcribe": Entry("ssvd_cli.transcribe:transcribe", "Print the text of audio files."),
+        "transcribe": Entry("ssvd_cli.transcribe:transcribe", "Write down what is said in audio files."),
         "average": Entry("ssvd_cli.average:average", "Average adapted models of one base and method."),
         "merge": Entry("ssvd_cli.merge:merge", "Write an adapted model as a plain checkpoint."),
         "benchmark": Entry("ssvd_cli.benchmark:benchmark", "Compare methods at their best learning rates."),

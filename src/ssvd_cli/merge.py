@@ -1,7 +1,7 @@
 """`ssvd merge`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,17 +20,46 @@ def merge(
             "the merged checkpoint.",
         ),
     ],
+    to: Annotated[
+        Literal["transformers", "espnet", "ctranslate2", "lora"] | None,
+        typer.Option(
+            help="Format: a checkpoint of Transformers or ESPnet (by default, as the base model), of CTranslate2 for "
+            "faster-whisper, or a LoRA adapter on the base model."
+        ),
+    ] = None,
     scale: Scale = None,
+    quantization: Annotated[
+        Literal["float32", "float16", "bfloat16", "int8", "int8_float16"] | None,
+        typer.Option(help="Type of the weights for CTranslate2; by default, as in the base model."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rank of the LoRA adapter; by default, the smallest that keeps all of SSVD."),
+    ] = None,
 ) -> None:
     """Write an adapted model as a plain checkpoint.
 
-    Transformers or ESPnet loads the checkpoint without this package.
+    Transformers, ESPnet or faster-whisper loads the checkpoint without this package.
     """
     if len(names) not in (2, 3):
         raise CommandError("Write ssvd merge RUN OUT, or ssvd merge MODEL RUN OUT.")
+    if rank is not None and to != "lora":
+        raise CommandError("--rank is for --to lora.")
+    if quantization is not None and to != "ctranslate2":
+        raise CommandError("--quantization is for --to ctranslate2.")
     run, out = names[-2:]
     model = names[0] if len(names) == 3 else base_of([run])
     from ssvd.merge import merge as write_merged
+    from ssvd.merge import write_lora
 
-    write_merged(model, run, Path(out), scale=scale)
-    console.print(f"{out} holds the merged model; load it with transformers' from_pretrained.")
+    if to == "lora":
+        error = write_lora(model, run, Path(out), rank=rank, scale=scale)
+        console.print(
+            f"{out} holds a LoRA adapter of {model}; its changes of the weights differ by {error:.2g} of their size "
+            "from those of the run.",
+            highlight=False,
+        )
+        return
+    write_merged(model, run, Path(out), to=to, scale=scale, quantization=quantization)
+    loading = {"espnet": "ESPnet", "ctranslate2": "faster-whisper"}.get(to or "", "transformers' from_pretrained")
+    console.print(f"{out} holds the merged model; load it with {loading}.", highlight=False)

@@ -1,14 +1,14 @@
 """`ssvd transcribe`."""
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from ssvd_cli.base_model import model_and_rest
 from ssvd_cli.decoding import decoding_from
+from ssvd_cli.errors import CommandError
 from ssvd_cli.options import (
     BatchSize,
     Beams,
@@ -22,7 +22,7 @@ from ssvd_cli.options import (
     SkipBad,
     Window,
 )
-from ssvd_cli.terminal import errors
+from ssvd_cli.terminal import Bars, console, errors
 
 
 def transcribe(
@@ -30,7 +30,8 @@ def transcribe(
         list[str],
         typer.Argument(
             metavar="[MODEL] FILE...",
-            help="Base checkpoint (a folder or hub name; not with --run), and audio files of any length.",
+            help="Base checkpoint (a folder or hub name; not with --run), and audio files of any length, or folders of "
+            "them.",
         ),
     ],
     run: OneRun = None,
@@ -44,31 +45,73 @@ def transcribe(
     batch_size: BatchSize = 8,
     device: Device = "auto",
     skip_bad: SkipBad = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
+    format: Annotated[
+        Literal["text", "json", "srt", "vtt", "tsv"],
+        typer.Option(
+            help="Text, JSON with the times and the confidence of words, SubRip or WebVTT subtitles, or a table of "
+            "them with times in milliseconds."
+        ),
+    ] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a file for each recording, instead of printing; recordings whose file is there are "
+            "left out, so that interrupted work can be continued."
+        ),
+    ] = None,
 ) -> None:
-    """Print the text of audio files."""
-    runs, adapters = [run] if run else [], [adapter] if adapter else []
-    model, files, chosen = model_and_rest(names, runs, adapters, "an audio file", scale)
-    from ssvd.transcribe import transcribe_files
+    """Write down what is said in audio files.
 
+    Texts are printed, or written to a folder with --out. A folder of recordings stands for all audio files below it.
+    """
+    runs, adapters = [run] if run else [], [adapter] if adapter else []
+    model, names, chosen = model_and_rest(names, runs, adapters, "an audio file", scale)
+    from ssvd.transcribe import transcribe_files
+    from ssvd.transcripts.folder import TranscriptFolder, find_recordings
+    from ssvd.transcripts.formats import FORMATS
+
+    format = "json" if as_json else format
+    recordings = find_recordings([Path(name) for name in names])
+    if out is None and format in ("srt", "vtt", "tsv") and len(recordings) > 1:
+        raise CommandError(f"Several recordings do not go into one {format} file: name a folder for them with --out.")
+    adapter = chosen[0] if chosen else None
+    decoding = decoding_from(beams, fallback, seed)
+    settings = {
+        "model": model,
+        "adapter": adapter,
+        "scale": scale,
+        "window": window,
+        "language": language,
+        "decoding": decoding.as_dict(has_fallback=True),
+    }
+    folder = None if out is None else TranscriptFolder(out, format, recordings, settings)
     failed = False
-    for path, text, error in transcribe_files(
-        model,
-        [Path(file) for file in files],
-        chosen[0] if chosen else None,
-        scale=scale,
-        window=window,
-        language=language,
-        decoding=decoding_from(beams, fallback, seed),
-        batch_size=batch_size,
-        device=device,
-    ):
-        if error is not None:
-            errors.print(f"[red]Error:[/] {escape(error)}", highlight=False)
-            failed = failed or not skip_bad
-        elif as_json:
-            print(json.dumps({"path": str(path), "text": text}, ensure_ascii=False), flush=True)
-        else:
-            print(text if len(files) == 1 else f"{path}\t{text}", flush=True)
+    with Bars(errors) as progress:
+        for transcription in transcribe_files(
+            model,
+            list(recordings) if folder is None else folder.missing,
+            adapter,
+            words=format != "text",
+            scale=scale,
+            window=window,
+            language=language,
+            decoding=decoding,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        ):
+            path, segments, error = transcription
+            if error is not None:
+                errors.print(f"[red]Error:[/] {escape(error)}", highlight=False)
+                failed = failed or not skip_bad
+            elif folder is not None:
+                folder.write(path, segments)
+            elif format == "text" and len(recordings) > 1:
+                print(f"{path}\t{transcription.text}", flush=True)
+            else:
+                print(FORMATS[format](path, segments), end="", flush=True)
+    if folder is not None:
+        console.print(folder.in_words(), highlight=False)
     if failed:
         raise typer.Exit(2)

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
 from ssvd.recognisers.spec_augment import SpecAugment
+from ssvd.recognisers.words import Segment, TimedText
 
 Samples = NDArray[np.float32]
 """Mono audio (samples,) at the sampling rate of the recogniser, within [-1, 1]."""
@@ -94,6 +95,13 @@ class Recogniser(ABC):
         """Return the text of each utterance of the batch; see `decode`."""
         return [transcript.text for transcript in self.decode(batch, decoding)]
 
+    def decode_timed(self, batch: Any, decoding: Decoding = DEFAULT_DECODING) -> list[TimedText]:
+        """Return the text of each row of the batch, with its words and how sure the model is of them.
+
+        The texts are those of `decode`. Families that cannot tell times, as here, return no words and no confidence.
+        """
+        return [TimedText(text, None, []) for text in self.transcribe(batch, decoding)]
+
     def transcribe_audio(
         self,
         samples: Samples,
@@ -113,14 +121,37 @@ class Recogniser(ABC):
         Raises:
             UserError: The model does not know the language, or the family cannot decode in this way.
         """
+        segments = self.transcribe_segments(samples, decoding, language=language, batch_size=batch_size, words=False)
+        return " ".join(segment.timed.text for segment in segments if segment.timed.text)
+
+    def transcribe_segments(
+        self,
+        samples: Samples,
+        decoding: Decoding = DEFAULT_DECODING,
+        *,
+        language: str | None = None,
+        batch_size: int = 8,
+        words: bool = True,
+    ) -> Iterator[Segment]:
+        """Yield the pieces of a recording of any length, cut as by `transcribe_audio`, with text and words.
+
+        Arguments and errors are those of `transcribe_audio`; `words` says whether to find the words and how sure the
+        model is of them, which takes longer.
+        """
         pieces = self._split(np.asarray(samples, dtype=np.float32))
         spoken = self._spoken_language(pieces[0], language)
-        texts: list[str] = []
-        for start in range(0, len(pieces), batch_size):
-            rows = pieces[start : start + batch_size]
-            names = [f"piece {start + row}" for row in range(len(rows))]
-            texts += self.transcribe(self._batch(names, [[row] for row in rows], [spoken] * len(rows)), decoding)
-        return " ".join(filter(None, texts))
+        end = 0.0
+        for first in range(0, len(pieces), batch_size):
+            rows = pieces[first : first + batch_size]
+            names = [f"piece {first + row}" for row in range(len(rows))]
+            batch = self._batch(names, [[row] for row in rows], [spoken] * len(rows))
+            if words:
+                timed = self.decode_timed(batch, decoding)
+            else:
+                timed = [TimedText(text, None, []) for text in self.transcribe(batch, decoding)]
+            for row, text in zip(rows, timed, strict=True):
+                start, end = end, end + len(row) / self.sampling_rate
+                yield Segment(start, end, text._replace(words=[word.shifted(start) for word in text.words]))
 
     @abstractmethod
     def _target(self, cut: Cut) -> Any:

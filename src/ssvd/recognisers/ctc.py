@@ -1,14 +1,16 @@
 """Encoders with a CTC head: wav2vec 2.0 (arXiv 2006.11477) and HuBERT (arXiv 2106.07447)."""
 
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
@@ -27,6 +29,7 @@ from ssvd.recognisers.decoding import (
     split_at_pauses,
 )
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
+from ssvd.recognisers.words import TimedText, words_of_frames
 
 WINDOW = 30.0  # seconds that are read at once: these encoders know no limit but memory
 
@@ -252,19 +255,36 @@ class Ctc(Recogniser):
         Raises:
             UserError: More than one beam is asked for, or a limit of tokens.
         """
+        texts = [self._text(tokens) for tokens, _ in self._best_paths(batch, decoding)]
+        return join_pieces((Transcript(text, text) for text in texts), batch.pieces)
+
+    def decode_timed(self, batch: CtcBatch, decoding: Decoding = DEFAULT_DECODING) -> list[TimedText]:
+        """Return the text of each row with its words, by the frames of their letters; see `Recogniser.decode_timed`."""
+        frame = math.prod(self._base_model.config.conv_stride) / self.sampling_rate
+        timed = []
+        for tokens, likelihoods in self._best_paths(batch, decoding):
+            chances = np.exp(likelihoods)
+            words = words_of_frames([self._spelt([token]) for token in tokens], chances.tolist(), frame)
+            confidence = float(np.exp(likelihoods.mean())) if words else None
+            timed.append(TimedText(self._text(tokens), confidence, words))
+        return timed
+
+    def _best_paths(self, batch: CtcBatch, decoding: Decoding) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yield the likeliest token of each frame of a row, and their log-probabilities."""
         if decoding.beams > 1 or decoding.max_new_tokens is not None:
             raise UserError("CTC models decode greedily, all frames at once: use one beam and no limit of tokens.")
         rows_at_once = len(batch.lengths) if self._extractor.return_attention_mask else 1
-        texts: list[str] = []
-        with evaluation_mode(self.module):
-            for rows in torch.arange(len(batch.lengths)).split(rows_at_once):
-                lengths = batch.lengths[rows]
-                best = self._logits(batch.samples[rows, : int(lengths.max())], lengths).argmax(-1)
-                for tokens, frames in zip(best.tolist(), self._frames(lengths).tolist(), strict=True):
-                    spoken = [token for token, _ in groupby(tokens[:frames])]
-                    # Grouped here: Transformers would drop the blanks first, and with them double letters.
-                    texts.append(self._spelt(spoken).strip())
-        return join_pieces((Transcript(text, text) for text in texts), batch.pieces)
+        for rows in torch.arange(len(batch.lengths)).split(rows_at_once):
+            lengths = batch.lengths[rows]
+            with evaluation_mode(self.module):
+                logits = self._logits(batch.samples[rows, : int(lengths.max())], lengths)
+            best = logits.float().log_softmax(-1).max(-1)
+            for tokens, chances, frames in zip(best.indices, best.values, self._frames(lengths).tolist(), strict=True):
+                yield tokens[:frames].tolist(), chances[:frames].cpu().numpy()
+
+    def _text(self, tokens: Iterable[int]) -> str:
+        """Return the text of the tokens of all frames."""
+        return self._spelt(token for token, _ in groupby(tokens)).strip()
 
     @staticmethod
     def loading_code(name: str) -> str:

@@ -22,7 +22,11 @@ from transformers import (
     WhisperProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import (
+    LANGUAGES,
+    TO_LANGUAGE_CODE,
+    _combine_tokens_into_words,
+)
 
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
@@ -40,6 +44,7 @@ from ssvd.recognisers.decoding import (
     whole_windows,
 )
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
+from ssvd.recognisers.words import TimedText, Word, attention_weights, boundaries
 
 IGNORED = -100  # label of positions that do not count in the loss
 
@@ -343,15 +348,52 @@ class Whisper(Recogniser):
             decoding: The search; its limit of tokens is one for each row.
         """
         with evaluation_mode(self.module):
-            languages = batch.languages
-            if self._languages and None in languages:
-                first_rows = np.cumsum([0, *batch.pieces[:-1]])
-                detected = self._detect(batch.features[first_rows])
-                languages = [stated or heard for stated, heard in zip(languages, detected, strict=True)]
-            names = [f"{name}/{piece}" for name, n in zip(batch.ids, batch.pieces, strict=True) for piece in range(n)]
-            rows = [language for language, n in zip(languages, batch.pieces, strict=True) for _ in range(n)]
-            encoded = self._encode(batch, rows, names, decoding.max_new_tokens)
+            encoded = self._encode(batch, decoding.max_new_tokens)
             return join_pieces(self._search(encoded, decoding), batch.pieces)
+
+    def decode_timed(self, batch: Batch, decoding: Decoding = DEFAULT_DECODING) -> list[TimedText]:
+        """Return the text of each row with its words; see `Recogniser.decode_timed`.
+
+        Times are those of OpenAI's decoder: the text is read by the decoder, and the cross-attention of the heads that
+        follow the audio is warped to it. Checkpoints that do not name these heads take all of the upper layers.
+        """
+        with evaluation_mode(self.module):
+            encoded = self._encode(batch, decoding.max_new_tokens)
+            texts = [transcript.text for transcript in self._search(encoded, decoding)]
+            with attention_weights(self._base_model):
+                return [self._timed(encoded, row, text, batch) for row, text in enumerate(texts)]
+
+    def _timed(self, encoded: _Encoded, row: int, text: str, batch: Batch) -> TimedText:
+        """Return the words of the text of a row."""
+        whisper, prompt = self._base_model, encoded.prompts[row].tolist()
+        tokens = self._tokenizer.encode(f" {text}" if self._has_words else text, add_special_tokens=False)
+        if not text or len(prompt) + len(tokens) > self._config.max_target_positions:
+            return TimedText(text, None, [])
+        read, spelt = torch.tensor([[*prompt, *tokens]], device=whisper.device), [*tokens, self._end]
+        states = encoded.states[row : row + 1]
+        output = whisper.model.decoder(
+            input_ids=read, encoder_hidden_states=states, use_cache=False, output_attentions=True
+        )
+        predicting = slice(len(prompt) - 1, None)
+        logits = whisper.proj_out(output.last_hidden_state[0, predicting]).float()
+        likelihoods = logits.log_softmax(-1)[range(len(spelt)), spelt].cpu()
+        frames = max(1, int(batch.frames[row]) // 2)  # the encoder halves them
+        attention = torch.stack([output.cross_attentions[layer][0, head] for layer, head in self._alignment_heads()])
+        starts = boundaries(attention[:, predicting, :frames].float(), self._config.median_filter_width)
+        seconds = starts * (2 * self._features.hop_length / self.sampling_rate)
+        language = next((LANGUAGES[code] for code, token in self._languages.items() if token in prompt), "english")
+        words = []
+        for word, _, positions in zip(*_combine_tokens_into_words(self._tokenizer, tokens, language), strict=True):
+            start, end = float(seconds[positions[0]]), float(seconds[positions[-1] + 1])
+            if written := word.strip():
+                words.append(Word(written, start, end, float(likelihoods[positions].exp().mean())))
+        return TimedText(text, float(likelihoods.mean().exp()), words)
+
+    def _alignment_heads(self) -> list[tuple[int, int]]:
+        """Return layer and number of the decoder's heads that follow the audio."""
+        stated = getattr(self._base_model.generation_config, "alignment_heads", None)
+        layers, heads = self._config.decoder_layers, self._config.decoder_attention_heads
+        return stated or [(layer, head) for layer in range(layers // 2, layers) for head in range(heads)]
 
     def _detect(self, features: Tensor) -> list[str | None]:
         """Return the code of the language of each row: the likeliest of the language tokens after the first token."""
@@ -361,12 +403,16 @@ class Whisper(Recogniser):
         codes = list(self._languages)
         return [codes[best] for best in logits[:, list(self._languages.values())].argmax(-1).tolist()]
 
-    def _encode(
-        self, batch: Batch, languages: list[str | None], names: list[str], max_new_tokens: int | None
-    ) -> _Encoded:
-        whisper = self._base_model
+    def _encode(self, batch: Batch, max_new_tokens: int | None) -> _Encoded:
+        whisper, languages = self._base_model, batch.languages
+        if self._languages and None in languages:
+            first_rows = np.cumsum([0, *batch.pieces[:-1]])
+            detected = self._detect(batch.features[first_rows])
+            languages = [stated or heard for stated, heard in zip(languages, detected, strict=True)]
+        names = [f"{name}/{piece}" for name, n in zip(batch.ids, batch.pieces, strict=True) for piece in range(n)]
+        rows = [language for language, n in zip(languages, batch.pieces, strict=True) for _ in range(n)]
         states = whisper.model.encoder(self._placed(batch.features)).last_hidden_state
-        prompts = torch.tensor([self._prompt(language) for language in languages], device=whisper.device)
+        prompts = torch.tensor([self._prompt(language) for language in rows], device=whisper.device)
         rate = 15 if self._has_words and not self._languages else 30
         seconds = batch.frames * self._features.hop_length / self.sampling_rate
         room = self._config.max_target_positions - prompts.shape[1]

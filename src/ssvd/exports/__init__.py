@@ -1,0 +1,1 @@
+"""Adapted models in the formats of other software."""
