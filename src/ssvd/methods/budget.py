@@ -40,14 +40,15 @@ class Budget:
         match = _NOTATION.fullmatch(text.strip().lower())
         if match is None or (match[1] and (match[3] or match[1] not in ("p", *settings))):
             raise UserError(
-                f"The budget {shortened(text)} cannot be read: write p=0.4 (as many parameters as SSVD at that portion), 2% (of "
-                f"the model), 750000, or the setting of a method: {', '.join(f'{name}=' for name in settings)}."
+                f"The budget {shortened(text)} cannot be read: write p=0.4 (as many parameters as SSVD at that "
+                f"portion), 2% (of the model), 750000, or the setting of a method: "
+                f"{', '.join(f'{name}=' for name in settings)}."
             )
         value = float(re.sub("[_,]", "", match[2]))
         if value <= 0 and match[1] != "band":  # SVFT with a band of 0 trains the diagonal
             raise UserError(f"The budget {shortened(text)} trains nothing: give a number above 0.")
         if not math.isfinite(value):
-            raise UserError(f"The budget {shortened(text)} is beyond all bounds: give a number of parameters that a model has.")
+            raise UserError(f"The budget {shortened(text)} is beyond all bounds: give a number that a model has.")
         if match[1] == "p" and value > 1:
             raise UserError(f"The portion {value:g} must lie above 0 and be at most 1.")
         return cls(cast(Unit, match[1] or match[3]), value)
