@@ -132,7 +132,7 @@ def test_samples_that_are_not_numbers(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.full(100, np.nan), 16000, subtype="FLOAT")
     (tmp_path / "t.csv").write_text("path,text\na.wav,hello\n")
     (cut,) = read_corpus(tmp_path / "t.csv").cuts
-    with pytest.raises(UserError, match=r"a\.wav holds no samples, or some that are not numbers"):
+    with pytest.raises(UserError, match=r"a\.wav cannot be decoded \(it holds no samples, or some"):
         load_audio(cut, 16000)
 
 

@@ -10,6 +10,7 @@ from lhotse import CutSet
 
 from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.cut import Cut
+from ssvd.corpora.decodable import decodable
 from ssvd.corpora.selection import common_language, field_names, field_value, select
 from ssvd.corpora.sources import short_names
 from ssvd.corpora.utterances import Skipped
@@ -139,7 +140,7 @@ def evaluate(
         language: Language of utterances that do not state theirs.
         decoding: How texts are searched for.
         batch_size: Number of utterances decoded at once.
-        skip_bad: Whether to leave out unusable utterances.
+        skip_bad: Whether to leave out unusable utterances, those included whose audio cannot be decoded.
         device: Device to compute on.
         out: Folder for `result.json` and `hypotheses/SYSTEM-CORPUS.jsonl`.
         progress: What the evaluation reports to.
@@ -198,6 +199,9 @@ def _read_test_sets(
         for note in corpus.notes:
             progress.say(note)
         cuts = select(corpus.cuts, where)
+        if skip_bad:
+            cuts, bad = decodable(cuts, path)  # before any system decodes: all are scored on the same utterances
+            skipped += bad
         check_fields(cuts, by, path)
         test_sets.append(_TestSet(name, by_length(cuts)))
     return test_sets, skipped

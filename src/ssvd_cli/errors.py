@@ -15,6 +15,8 @@ _EXTRAS = {
 }
 EXTRA_OF = {package: extra for extra, packages in _EXTRAS.items() for package in packages.split()}
 
+_NO_HOME = "Could not determine home directory."  # Python's words; libraries ask for it when they are imported
+
 
 class CommandError(Exception):
     """A combination of arguments and options that makes no sense: one sentence that says what to write instead."""
@@ -26,6 +28,8 @@ def in_a_sentence(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return _missing_package(error)
+    if isinstance(error, RuntimeError) and str(error) == _NO_HOME:
+        return "This user has no home folder, where caches are kept: set the environment variable HOME to a folder."
     if isinstance(error, UnicodeEncodeError):
         return f"A name or text holds bytes that are not UTF-8 ({error.reason}); rename the file or correct the text."
     if isinstance(error, OSError) and error.strerror is not None:  # a file that the user named, or a full disk

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ssvd.benchmark.grid import CorpusParts, Grid
 from ssvd.corpora.corpus import read_corpora
+from ssvd.corpora.decodable import decodable
 from ssvd.corpora.readers.manifests import write_cuts
 from ssvd.corpora.selection import select
 from ssvd.corpora.utterances import Skipped
@@ -38,6 +39,9 @@ def prepare_corpora(grid: Grid, out: Path, progress: Progress) -> list[Skipped]:
             corpus = read_corpora(paths, skip_bad=grid.skip_bad)
             skipped += corpus.skipped
             cuts = corpus.cuts if part in parts.sources else select(corpus.cuts, parts.where)
+            if grid.skip_bad:
+                cuts, bad = decodable(cuts, f"{name}, {part}")
+                skipped += bad
             if part == TEST:
                 check_fields(cuts, parts.by, f"the test set of {name}")
             write_cuts(cuts, folder / f"{part}.jsonl.gz")

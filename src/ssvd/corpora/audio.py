@@ -1,11 +1,14 @@
 """Audio files: their lengths and their samples."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from lhotse import Recording
 from lhotse.audio.backend import set_current_audio_backend
+from lhotse.audio.utils import get_audio_duration_mismatch_tolerance
 from numpy.typing import NDArray
 
 from ssvd.corpora.containers import Found, fault
@@ -17,6 +20,8 @@ from ssvd.errors import UserError
 # Lhotse's default passes the names of some files to a shell (sph2pipe) and tries slow decoders on broken files.
 _BACKEND = WholeFileBackend()
 set_current_audio_backend(_BACKEND)
+
+_LONG = 120  # seconds: from here on, audio is decoded in blocks where it is only examined
 
 
 def is_file(path: Path) -> bool:
@@ -95,14 +100,50 @@ def decode(cut: Cut) -> NDArray[np.float32]:
     Raises:
         UserError: As `load_audio`.
     """
+    with _errors_of(cut):
+        samples: NDArray[np.float32] = with_audio(cut).load_audio()
+        _check_numbers(samples)
+        return samples
+
+
+def decode_in_blocks(cut: Cut) -> Iterator[NDArray[np.float32]]:
+    """Yield the samples of a cut as they are, those of a long one in blocks.
+
+    Yields:
+        float32 arrays of shape (channels, samples).
+
+    Raises:
+        UserError: As `load_audio`.
+    """
+    recording, source = cut.recording, cut.recording.sources[0]
+    if cut.duration < _LONG or len(recording.sources) > 1 or recording.transforms or source.type != "file":
+        yield decode(cut)
+        return
+    channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
+    rows = [source.channels.index(channel) for channel in channels]
+    missing = cut.duration * recording.sampling_rate
+    with _errors_of(cut):
+        for block in _BACKEND.blocks(source.source, cut.start, cut.duration):
+            _check_numbers(block)
+            missing -= block.shape[1]
+            yield block[rows]
+        if missing > get_audio_duration_mismatch_tolerance() * recording.sampling_rate:
+            raise ValueError(f"it ends {missing / recording.sampling_rate:.2f} s too early")
+
+
+@contextmanager
+def _errors_of(cut: Cut) -> Iterator[None]:
+    """Turn what decoders and Lhotse raise into a sentence that names the utterance and its file."""
     path = cut.recording.sources[0].source
     try:
-        samples: NDArray[np.float32] = with_audio(cut).load_audio()
+        yield
     except UserError as error:  # from audio that is mixed in; Lhotse adds lines to it
         raise UserError(str(error).partition("\n")[0]) from error
-    except Exception as error:  # decoders and Lhotse raise many kinds
+    except Exception as error:
         reason = _reason(error, path)
         raise UserError(f"Utterance {cut.id}: the audio of {path} cannot be decoded ({reason}).") from error
+
+
+def _check_numbers(samples: NDArray[np.float32]) -> None:
     if samples.size == 0 or not np.isfinite(samples).all():
-        raise UserError(f"Utterance {cut.id}: the audio of {path} holds no samples, or some that are not numbers.")
-    return samples
+        raise ValueError("it holds no samples, or some that are not numbers")

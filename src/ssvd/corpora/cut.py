@@ -40,6 +40,10 @@ class Cut(Protocol):
         """Load the samples: float32 array of shape (channels, samples)."""
         ...
 
+    def truncate(self, *, offset: float, duration: float, preserve_id: bool = False) -> Self:
+        """Return a part of the cut; the times are in seconds, and `offset` is from its start."""
+        ...
+
     def with_id(self, id_: str) -> Self:
         """Return the cut with another id."""
         ...

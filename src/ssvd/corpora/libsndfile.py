@@ -11,7 +11,7 @@ from functools import lru_cache
 from io import BytesIO
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -54,9 +54,24 @@ class WholeFileBackend(LibsndfileBackend):
             force_opus_sampling_rate: Not used.
         """
         with _opened(path_or_fd) as file:
-            start = compute_num_samples(offset, file.samplerate) if offset > 0 else 0
-            count = None if duration is None else compute_num_samples(duration, file.samplerate)
-            return _read(file, start, count).T, file.samplerate
+            start, count = _samples(offset, file), None if duration is None else _samples(duration, file)
+            if not file.seekable():
+                parts = list(_blocks(file, start, count)) or [np.empty((0, file.channels), np.float32)]
+                return np.concatenate(parts).T, file.samplerate
+            if start:
+                file.seek(start)
+            samples = file.read(-1 if count is None else count, dtype="float32", always_2d=True)
+            return samples.T, file.samplerate
+
+    def blocks(self, path: str, offset: float, duration: float) -> Iterator[NDArray[np.float32]]:
+        """Yield what `read_audio` returns, in blocks."""
+        with _opened(path) as file:
+            for block in _blocks(file, _samples(offset, file), _samples(duration, file)):
+                yield block.T
+
+
+def _samples(seconds: float, file: soundfile.SoundFile) -> int:
+    return compute_num_samples(seconds, file.samplerate) if seconds > 0 else 0
 
 
 class _ForwardFile(soundfile.SoundFile):
@@ -120,25 +135,11 @@ def _is_length(mp3: Mp3, samples: int) -> bool:
     return abs(mp3.samples - samples) <= mp3.tolerance
 
 
-def _read(file: soundfile.SoundFile, start: int, count: int | None) -> NDArray[np.float32]:
-    """Return samples of shape (samples, channels), at most `count`; all if it is None."""
-    if file.seekable():
-        if start:
-            file.seek(start)
-        read: NDArray[np.float32] = file.read(-1 if count is None else count, dtype="float32", always_2d=True)
-        return read
+def _blocks(file: soundfile.SoundFile, start: int = 0, count: int | None = None) -> Iterator[NDArray[np.float32]]:
+    """Yield the samples from `start` on, all or `count` of them, in blocks of shape (samples, channels)."""
     end = math.inf if count is None else start + count
-    parts: list[Any] = [np.empty((0, file.channels), np.float32)]
-    position = 0
-    for block in _blocks(file):
-        parts.append(block[max(0, start - position) : int(min(len(block), end - position))])
+    position = file.seek(start) if file.seekable() and start else 0
+    while position < end and len(block := file.read(int(min(_BLOCK, end - position)), dtype="float32", always_2d=True)):
         position += len(block)
-        if position >= end:
-            break
-    return np.concatenate(parts)
-
-
-def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
-    """Yield the samples from here to the end, in blocks of shape (samples, channels)."""
-    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-        yield block
+        if position > start:
+            yield block[-(position - start) :]

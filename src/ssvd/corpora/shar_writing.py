@@ -4,7 +4,6 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +14,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.corpora.readers.shards import with_audio
 from ssvd.corpora.readers.tables import JsonLines, json_object
 from ssvd.errors import UserError
+from ssvd.processes import thread_pool
 
 # What a stopped call leaves.
 _OWN = re.compile(r"(cuts\.\d{6}\.jsonl\.gz|recording\.\d{6}\.tar|tmp\w{3,8})")
@@ -58,7 +58,7 @@ def write_shar(
         if path.is_dir():  # a shard in which a call was killed
             shutil.rmtree(path)
     names = [f"{number:06d}" for number in range(len(shards))]
-    with ThreadPoolExecutor(workers) as pool:  # libsndfile, which does the work, releases the GIL
+    with thread_pool(workers) as pool:  # libsndfile, which does the work, releases the GIL
         for done, _ in enumerate(pool.map(_write_shard, shards, [partial] * len(shards), names), start=1):
             if on_progress is not None:
                 on_progress(done, len(shards))

@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.corpora.lhotse_fields import RecordingFields
 from ssvd.errors import UserError, printable
 from ssvd.files import Journal
+from ssvd.processes import thread_pool
 
 # Times in transcripts are rounded: a segment may end this many seconds after its recording, and is then clipped.
 ROUNDING = 0.1
@@ -150,7 +150,7 @@ def cuts_of(
     utterances = [_with_plain_name(item) for item in utterances]
     paths = {item.path: item.recording_id for item in utterances if isinstance(item, Utterance)}
     with (
-        ThreadPoolExecutor(_READERS) as pool,
+        thread_pool(_READERS) as pool,
         Journal(cache, _Header) if cache is not None else nullcontext() as journal,
     ):
         headers = {} if journal is None else _known_headers(paths, journal.rows)

@@ -6,12 +6,10 @@ Needs the extra `ssvd[demo]`. Everything made here is synthetic and is called so
 import csv
 import ctypes
 import io
-import multiprocessing
 import random
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -26,6 +24,7 @@ from scipy.signal import resample_poly
 from ssvd.demo.sentences import sentence
 from ssvd.errors import UserError
 from ssvd.files import write_whole
+from ssvd.processes import ProcessPool
 
 Kind = Literal["adult", "child", "accent"]
 """A kind of speakers."""
@@ -186,7 +185,7 @@ def utterances(kind: Kind, count: int, speakers: int, seed: int) -> Iterator[tup
     """
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     speak_chunk = partial(_speak_chunk, kind, speakers, seed)
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPool() as pool:
         # Only a few chunks ahead of the reader, so that a large corpus need not fit in memory.
         for start in range(0, len(chunks), _AHEAD):
             for spoken in pool.map(speak_chunk, chunks[start : start + _AHEAD]):

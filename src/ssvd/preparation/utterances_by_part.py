@@ -1,12 +1,13 @@
 """Utterances on their way into the parts of a prepared corpus."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lhotse import CutSet
 
 from ssvd.corpora.cut import Cut
+from ssvd.corpora.decodable import decodable
 from ssvd.corpora.selection import select
 from ssvd.corpora.splits import split_by_speaker
 from ssvd.corpora.utterances import Skipped, Utterance, collect, cuts_of
@@ -29,16 +30,18 @@ class UtterancesByPart:
     left_out: list[Skipped]
 
     def divide(self, part: str, options: PreparationOptions) -> "UtterancesByPart":
-        """Select the utterances that meet the conditions, and divide one part by speaker.
+        """Select the utterances that meet the conditions (and, to skip bad ones, can be decoded); divide one part.
 
         Args:
             part: The part to divide; nothing is divided if it is empty.
-            options: Conditions, portions, seed and field of balance.
+            options: Conditions, whether to skip bad utterances, portions of speakers, seed and field of balance.
 
         Raises:
-            UserError: No utterance meets the conditions, or the part cannot be divided.
+            UserError: No utterance meets the conditions or can be decoded, or the part cannot be divided.
         """
         selected = self._select(options.where)
+        if options.skip_bad:
+            selected = selected._without_undecodable()
         if not selected.parts.get(part):
             return selected
         divided = split_by_speaker(selected.parts[part], options.portions, options.seed, balance=options.balance)
@@ -48,7 +51,7 @@ class UtterancesByPart:
     def _select(self, conditions: Sequence[str]) -> "UtterancesByPart":
         if not conditions:
             return self
-        everything = CutSet.from_cuts(cut for cuts in self.parts.values() for cut in cuts)
+        everything = self._all()
         selected = {cut.id for cut in select(everything, conditions)}
         reason = f"it does not meet {' and '.join(conditions)}"
         dropped = [
@@ -56,7 +59,17 @@ class UtterancesByPart:
             for cut in everything
             if cut.id not in selected
         ]
-        parts = {part: [cut for cut in cuts if cut.id in selected] for part, cuts in self.parts.items()}
+        return self._only(selected, dropped)
+
+    def _without_undecodable(self) -> "UtterancesByPart":
+        sound, bad = decodable(self._all(), "the corpus")
+        return self._only({cut.id for cut in sound}, bad)
+
+    def _all(self) -> CutSet:
+        return CutSet.from_cuts(cut for cuts in self.parts.values() for cut in cuts)
+
+    def _only(self, ids: Collection[str], dropped: list[Skipped]) -> "UtterancesByPart":
+        parts = {part: [cut for cut in cuts if cut.id in ids] for part, cuts in self.parts.items()}
         return UtterancesByPart({part: CutSet.from_cuts(cuts) for part, cuts in parts.items()}, self.left_out + dropped)
 
 

@@ -40,11 +40,14 @@ def cached_basis(weight: Tensor, k: int, svd: str = "exact") -> Basis:
 
 
 def cache_folder() -> Path | None:
-    """Return the folder of the cache; None if it is turned off."""
+    """Return the folder of the cache; None if it is turned off, or has no place."""
     name = os.environ.get("SSVD_CACHE", "")
     if name.lower() in ("off", "0", "false", "no"):
         return None
-    return Path(name).expanduser() if name else Path.home() / ".cache" / "ssvd"
+    try:
+        return Path(name or "~/.cache/ssvd").expanduser()
+    except RuntimeError:  # the user has no home folder
+        return None
 
 
 def _hash(tensor: Tensor, *settings: object) -> str:

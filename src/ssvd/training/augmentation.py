@@ -4,7 +4,6 @@ import math
 import random
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.cut import Cut
 from ssvd.corpora.sources import Source
 from ssvd.errors import UserError
+from ssvd.processes import thread_pool
 from ssvd.training.vocal_tract import warp_frequencies
 
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg")
@@ -169,7 +169,7 @@ def _read_source(source: str) -> list[Cut]:
     if not files:
         raise UserError(f"{path} holds no audio files for augmentation ({', '.join(_AUDIO)}).")
     try:
-        with ThreadPoolExecutor(8) as pool:  # opening files is mostly waiting
+        with thread_pool(8) as pool:  # opening files is mostly waiting
             return [recording.to_cut() for recording in pool.map(read_recording, files, map(str, files))]
     except ValueError as error:
         raise UserError(f"{path} cannot be used for augmentation: {error}.") from error

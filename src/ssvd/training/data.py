@@ -9,6 +9,7 @@ from lhotse import CutSet
 
 from ssvd.corpora.corpus import read_corpora, read_corpus
 from ssvd.corpora.cut import Cut
+from ssvd.corpora.decodable import decodable
 from ssvd.corpora.readers.manifests import write_cuts
 from ssvd.corpora.selection import select
 from ssvd.corpora.splits import split_by_speaker
@@ -49,7 +50,12 @@ def read_data(options: AdaptOptions, speech: Recogniser, progress: Progress) -> 
         skipped.extend(corpus.skipped)
         for note in corpus.notes:
             progress.say(note)
-        return select(corpus.cuts, options.where)
+        cuts = select(corpus.cuts, options.where)
+        if not options.skip_bad:
+            return cuts
+        cuts, bad = decodable(cuts, ", ".join(paths))
+        skipped.extend(bad)
+        return cuts
 
     train = read(options.train)
     if options.dev:

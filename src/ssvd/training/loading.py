@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ssvd.corpora.cut import Cut
+from ssvd.processes import end_with_parent, interrupts_held
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class Loading:
             collate: Makes a batch of the cuts; it runs in a worker, so it must not touch a GPU.
             change: Changes each cut before it is collated; None leaves the cuts as they are.
         """
-        return DataLoader(
+        return _Loader(
             _Changed(change),
             batch_sampler=batches,
             collate_fn=partial(_on_one_thread, collate),
             num_workers=self.workers,
+            worker_init_fn=end_with_parent,
             prefetch_factor=self.prefetch if self.workers else None,
             pin_memory=self.pin_memory,
         )
@@ -59,6 +61,14 @@ def _on_one_thread(collate: Callable[[list[Cut]], Any], cuts: list[Cut]) -> Any:
         return collate(cuts)
     finally:
         torch.set_num_threads(threads)
+
+
+class _Loader(DataLoader[Any]):
+    """A loader whose workers leave Ctrl-C to this process."""
+
+    def __iter__(self) -> Any:
+        with interrupts_held():
+            return super().__iter__()
 
 
 class _Changed(Dataset[Cut]):

@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ssvd.corpora.audio import decode
+from ssvd.corpora.audio import decode_in_blocks
 from ssvd.corpora.check.doubtful_text import doubt
+from ssvd.corpora.check.heard import Heard, measure
 from ssvd.corpora.check.kinds import Finding
-from ssvd.corpora.check.limits import CLIPPED_SHARE, FULL_SCALE, IMPOSSIBLE_RATE, SILENCE, Limits
+from ssvd.corpora.check.limits import CANCELLED, CLIPPED_SHARE, IMPOSSIBLE_RATE, SILENCE, Limits
 from ssvd.corpora.corpus import MakeCuts
 from ssvd.corpora.cut import Cut
 from ssvd.corpora.splits import folded_text
@@ -36,7 +34,7 @@ class UtteranceFacts(NamedTuple):
     Attributes:
         text_rate: Characters, without blanks, per second; None without text.
         text_key: Hash of the text in folded case; None without text.
-        audio_key: Hash of the samples, or of the file and segment if the audio is not decoded.
+        audio_key: Hash of what is heard, or of the file and segment if the audio is not decoded.
     """
 
     where: str
@@ -86,7 +84,7 @@ class Examiner:
         supervision = cut.supervisions[0]
         text = " ".join((supervision.text or "").split())
         rate = len(text.replace(" ", "")) / cut.duration
-        samples, problems = self._examine_audio(cut)
+        heard, problems = self._examine_audio(cut)
         problems += _examine_text(text, rate) + self._examine_length_and_rate(cut)
         if self.fault is not None and text and (reason := self.fault(cut)):
             problems.append(Problem("untrainable", reason))
@@ -99,25 +97,31 @@ class Examiner:
             sampling_rate=cut.recording.sampling_rate,
             text_rate=rate if text else None,
             text_key=_key(folded_text(cut).encode()) if text else None,
-            audio_key=_key(_segment(cut).encode() if samples is None else samples.tobytes()),
+            audio_key=_key(_segment(cut).encode()) if heard is None else heard.key,
         )
         return facts, problems
 
-    def _examine_audio(self, cut: Cut) -> tuple[NDArray[np.float32] | None, list[Problem]]:
-        """Return the samples (channels, samples), None if they are not read, and what is wrong with them."""
+    def _examine_audio(self, cut: Cut) -> tuple[Heard | None, list[Problem]]:
+        """Return what is heard, None if the audio is not decoded, and what is wrong with it."""
         if not self.limits.audio:
             return None, []
         try:
-            samples = decode(cut)
+            heard = measure(decode_in_blocks(cut))
         except UserError as error:
             return None, [Problem("unreadable", str(error).removeprefix(f"Utterance {cut.id}: ").rstrip("."))]
-        peak = float(np.abs(samples).max())
-        if float(np.ptp(samples)) < 2 * SILENCE:
-            return samples, [Problem("silent", f"nothing is louder than {20 * math.log10(max(peak, 1e-6)):.0f} dB")]
-        share = float((np.abs(samples) >= FULL_SCALE).mean())
-        if share > CLIPPED_SHARE:
-            return samples, [Problem("clipped", f"{share:.1%} of the samples are at full scale")]
-        return samples, []
+        problems = []
+        if heard.range < 2 * SILENCE:
+            detail = f"nothing is louder than {20 * math.log10(max(heard.peak, 1e-6)):.0f} dB"
+            problems.append(
+                Problem(
+                    "silent", detail + (", as its channels cancel each other" if heard.cancelled > CANCELLED else "")
+                )
+            )
+        elif heard.cancelled > CANCELLED:
+            problems.append(Problem("cancelled", f"the mix is {heard.cancelled:.0f} dB quieter than the channels"))
+        if heard.full_scale > CLIPPED_SHARE:
+            problems.append(Problem("clipped", f"{heard.full_scale:.1%} of the samples are at full scale"))
+        return heard, problems
 
     def _examine_length_and_rate(self, cut: Cut) -> list[Problem]:
         problems = []

@@ -31,6 +31,7 @@ KINDS: dict[str, Kind] = {
     "unusual rate": Kind("warning", "far more or less text than usual for its length"),
     "doubtful text": Kind("warning", "doubtful text"),
     "clipped": Kind("warning", "the audio is clipped"),
+    "cancelled": Kind("warning", "its channels cancel each other when they are mixed"),
     "low sampling rate": Kind("warning", "a lower sampling rate than requested"),
     "other sampling rate": Kind("warning", "another sampling rate than most of its corpus"),
     "short": Kind("warning", "short"),

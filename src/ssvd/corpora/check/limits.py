@@ -11,6 +11,7 @@ FEWEST_FOR_USUAL = 50  # utterances; with fewer, no rate is called unusual
 SILENCE = 1e-3  # of full scale, -60 dB
 FULL_SCALE = 0.999
 CLIPPED_SHARE = 1e-3  # of the samples
+CANCELLED = 20.0  # dB that a mix is quieter than its channels; where only one of N speaks, it is 10 lg N quieter
 
 
 @dataclass(frozen=True)

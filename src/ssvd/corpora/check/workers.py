@@ -1,15 +1,14 @@
 """The examination of rows in this process or in several others, in order."""
 
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from ssvd.corpora.check.examination import Examination, Examiner, Fault
 from ssvd.corpora.check.limits import Limits
 from ssvd.corpora.corpus import MakeCuts, OpenCorpus
+from ssvd.processes import ProcessPool
 
 LoadFault = Callable[[], Fault]
 
@@ -49,7 +48,7 @@ def examine_chunks(
         for corpus, rows in chunks:
             yield ExaminedChunk(corpus, len(rows), examiner.examine_rows(corpora[corpus].cuts, rows))
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(limits, load_fault))
+    pool = ProcessPool(workers, _start, (limits, load_fault))
     running: deque[tuple[Chunk, Future[Examination]]] = deque()
 
     def next_result() -> ExaminedChunk:
@@ -76,7 +75,6 @@ _examiner_of_process = Examiner(Limits())
 
 def _start(limits: Limits, load_fault: LoadFault | None) -> None:
     global _examiner_of_process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the process that waits
     _examiner_of_process = _examiner(limits, load_fault)
 
 
