@@ -3,6 +3,7 @@
 Where they do not, a model trains on nothing or writes nonsense, and no library says so.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Whisper
 
 from ssvd.errors import UserError
 
+MARK = re.compile(r"<[^<>\s]+>")  # <|nl|>, <eng>, <s>: no model writes what it is told in this way
 ENGLISH_VOCABULARY = 51_864  # of OpenAI's English-only models, whose tokenizer has those of all languages too
 # Of a feature extractor: what decides on the features, and may stand in two files.
 _FEATURE_FIELDS = (
@@ -190,7 +192,7 @@ def check_whisper(
     ):
         used = {"config.json": config.get(field), "generation_config.json": generation.get(field)}
         used = {part: token[0] if isinstance(token, list) and token else token for part, token in used.items()}
-        if set(used.values()) == {None}:
+        if used["config.json"] is used["generation_config.json"] is None:
             used["config.json"] = getattr(network.config, field)  # the default
         for token in used.values():
             if token is not None:
@@ -231,7 +233,21 @@ def _check_generation(
         raise UserError(f"The generation_config.json of {checkpoint} suppresses the end token: {_COPY}.")
 
 
-def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any, letters: Mapping[str, int]) -> None:
+def letters_of(tokenizer: Any) -> dict[str, int]:
+    """Return the token of each symbol that can be said: not of the blank and the like; the word delimiter as " "."""
+    delimiter = tokenizer.word_delimiter_token
+    special = {*tokenizer.all_special_tokens, delimiter, ""}
+    letters = {
+        symbol: token
+        for symbol, token in tokenizer.get_vocab().items()
+        if symbol not in special and not MARK.fullmatch(symbol)
+    }
+    if delimiter in tokenizer.encoder:  # of vocab.json; the tokenizer adds what is missing there as a new token
+        letters[" "] = tokenizer.encoder[delimiter]
+    return letters
+
+
+def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any) -> None:
     """Check that the parts of a checkpoint with a CTC head agree.
 
     Args:
@@ -239,7 +255,6 @@ def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any, let
         network: The network, with or without weights.
         extractor: Its feature extractor.
         tokenizer: Its tokenizer.
-        letters: The tokens of what is learnt and written: the tokenizer's symbols without its special ones.
 
     Raises:
         UserError: They disagree.
@@ -250,10 +265,10 @@ def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any, let
     blank = check_token(checkpoint, "the blank (pad_token_id)", config.pad_token_id, size)
     check_equal(checkpoint, "the blank", {"config.json": blank, "the tokenizer (pad_token)": tokenizer.pad_token_id})
     files = "vocab.json and tokenizer_config.json"
-    special = {*tokenizer.all_special_tokens}  # which older releases added after the network was made
-    vocabulary = {
-        symbol: token for symbol, token in tokenizer.get_vocab().items() if token < size or symbol not in special
-    }
+    letters, special = letters_of(tokenizer), {*tokenizer.all_special_tokens}
+    # Older releases added special tokens after the network was made.
+    added = {symbol for symbol, token in tokenizer.added_tokens_encoder.items() if symbol in special and token >= size}
+    vocabulary = {symbol: token for symbol, token in tokenizer.get_vocab().items() if symbol not in added}
     check_vocabulary(checkpoint, vocabulary, size, files)
     gaps = set(range(max(letters.values(), default=0))) - set(tokenizer.get_vocab().values())
     if gaps:

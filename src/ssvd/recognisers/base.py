@@ -1,6 +1,5 @@
 """What all families of recognisers share."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
+from ssvd.recognisers.agreement import MARK
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
 from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.recognisers.words import Segment, TimedText
@@ -22,7 +22,6 @@ Samples = NDArray[np.float32]
 """Mono audio (samples,) at the sampling rate of the recogniser, within [-1, 1]."""
 
 _Target = TypeVar("_Target")
-MARK = re.compile(r"<[^<>\s]+>")  # <|nl|>, <eng>, <s>: no model writes what it is told in this way
 
 
 class Recogniser(ABC):
@@ -211,7 +210,7 @@ def check_marks(text: str, special: Collection[str]) -> None:
     Raises:
         UserError: It does.
     """
-    marks = [symbol for symbol in special if len(symbol) > 1 and symbol.casefold() in text.casefold()]
-    marks += MARK.findall(text)
+    marks = MARK.findall(text)
+    marks += [symbol for symbol in special if len(symbol) > 1 and symbol.casefold() in text.casefold()]
     if marks:
         raise UserError(f"Its text holds {marks[0]}, a mark for models that nobody says: remove it ({text!r}).")

@@ -18,8 +18,8 @@ from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
-from ssvd.recognisers.agreement import check_ctc, check_features, reading
-from ssvd.recognisers.base import MARK, Recogniser, Samples, read_named, spoken_text
+from ssvd.recognisers.agreement import check_ctc, check_features, letters_of, reading
+from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Decoding,
@@ -85,7 +85,7 @@ class Ctc(Recogniser):
         self.language = language
         self._extractor, self._tokenizer, self._dtype = extractor, tokenizer, dtype
         self._own_masking: bool = module.config.apply_spec_augment
-        self._letters = _letters(tokenizer)
+        self._letters = letters_of(tokenizer)
         longest_first = sorted(self._letters, key=len, reverse=True)
         self._letter = re.compile("|".join([*map(re.escape, longest_first), "."]))
         self._spelling = dict.fromkeys(tokenizer.get_vocab().values(), "")
@@ -323,22 +323,8 @@ def _processors(name: str, module: Any) -> tuple[Any, Any]:
         check_features(name, processor, preprocessor)
         extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        check_ctc(name, module, extractor, tokenizer, _letters(tokenizer))
+        check_ctc(name, module, extractor, tokenizer)
     return extractor, tokenizer
-
-
-def _letters(tokenizer: Any) -> dict[str, int]:
-    """Return the token of each symbol that can be said: not of the blank and the like; the word delimiter as " "."""
-    delimiter = tokenizer.word_delimiter_token
-    special = {*tokenizer.all_special_tokens} - {delimiter}
-    letters = {
-        letter: token
-        for letter, token in tokenizer.get_vocab().items()
-        if letter and letter not in special and not MARK.fullmatch(letter)
-    }
-    if delimiter in letters:
-        letters[" "] = letters.pop(delimiter)
-    return letters
 
 
 def _linear_layers(network: nn.Module) -> list[str]:

@@ -107,6 +107,7 @@ def load_network(kind: Any, name: str, outline: nn.Module) -> tuple[Any, torch.d
     """
     if read_json(name, "adapter_config.json") is not None:
         raise UserError(f"{name} holds an adapter beside the weights: keep it in a folder of its own, and name both.")
+    read_json(name, "generation_config.json")
     remedy = (
         "weights are read from safetensors files only, so convert pickled ones (.bin, .pt) first, and fetch damaged "
         "files anew"
