@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 
 from ssvd_cli.terminal import Bars, console, prepare_for_training
+from ssvd_options.adapt import LARGEST_SEED
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-results"),
-    seed: Annotated[int, typer.Option(help="Random seed of the speech and of the training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the speech and of the training.")
+    ] = 0,
 ) -> None:
     """Adapt a small recogniser to synthetic child-like speech.
 

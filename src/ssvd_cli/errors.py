@@ -34,6 +34,9 @@ def in_a_sentence(error: Exception) -> str | None:
         return f"A name or text holds bytes that are not UTF-8 ({error.reason}); rename the file or correct the text."
     if isinstance(error, OSError) and error.strerror is not None:  # a file that the user named, or a full disk
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    files = sys.modules.get("ssvd.files")
+    if files is not None and files.is_disk_error(error):  # as safetensors and libsndfile tell of it
+        return f"A file cannot be written ({error}): free some space, and give the command again."
     return None
 
 

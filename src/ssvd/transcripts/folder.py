@@ -1,13 +1,13 @@
 """A folder of transcripts, a file for each recording, which can be continued after an interruption."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import soundfile
 
-from ssvd.errors import UserError
+from ssvd.documents import read_json
+from ssvd.errors import UserError, shortened
 from ssvd.files import write_json, write_whole
 from ssvd.recognisers.words import Segment
 from ssvd.transcripts.formats import FORMATS, SUFFIXES
@@ -85,11 +85,12 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
         write_json(file, settings)
         return
     try:
-        former = dict(json.loads(file.read_text(encoding="utf-8")))
+        former = dict(read_json(file))
     except (ValueError, TypeError):
         raise UserError(f"{file} cannot be read: give another folder.") from None
     for name, value in settings.items():
         if former.get(name) != value:
             raise UserError(
-                f"{out} holds transcripts with other settings ({name} was {former.get(name)!r}): give another folder."
+                f"{out} holds transcripts with other settings ({name} was {shortened(former.get(name))}): give another "
+                "folder."
             )
