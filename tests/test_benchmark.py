@@ -42,6 +42,7 @@ def values(corpora):
         "budgets": ["p=0.3"],
         "learning_rates": {"lora": [1e-3], "ssvd": [1e-3, 3e-3]},
         "extensions": 0,
+        "scales": [0.5],
         "seeds": [3, 4],
         "training": {"epochs": 1, "updates_per_epoch": 1, "batch_size": 4},
     }
@@ -94,6 +95,8 @@ def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
     assert ssvd.learning_rate == ssvd2.learning_rate == float(min(ssvd.search, key=ssvd.search.get))
     assert ssvd.best_dev_wer == min(ssvd.search.values())
     assert [row.epoch for row in ssvd.series] == [0, 1]
+    assert not frozen.scales and [scaled.scale for scaled in ssvd.scales] == [0.5]
+    assert 0 <= lora.scales[0].test_wer <= 1 and list(lora.scales[0].source_wers) == ["adult"]
     assert not any((out / "runs").iterdir())  # adapters of finished groups are not kept
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
     run_benchmark(grid, out, device="cpu", progress=log)

@@ -235,8 +235,11 @@ def test_whole_path_through_the_commands(ssvd, corpora, embedded, tmp_path):
     assert code == 0, err
     base, adapted = json.loads(out)
     assert base["system"] == "base" and adapted["system"] == str(run) and base["words"] == adapted["words"] > 0
-    code, out, err = ssvd("evaluate", embedded, test, "--adapter", run, "--by", "speaker")
-    assert code == 0 and f"{base['wer']:.1%}" in out and "speaker=child-" in out
+    assert base["word_errors"]["words"] and base["word_errors"]["substitutions"][0]["count"] >= 1
+    code, out, err = ssvd("evaluate", embedded, test, "--adapter", run, "--by", "speaker", "--errors", 3)
+    assert (
+        code == 0 and "Word errors of base on test" in out and f"{base['wer']:.1%}" in out and "speaker=child-" in out
+    )
 
     # A run names its base model.
     code, out, err = ssvd("evaluate", test, "--run", run, "--json")

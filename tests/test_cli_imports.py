@@ -132,6 +132,7 @@ def test_extras_are_those_of_the_package():
         ["transcribe", "{model}", "{table}"],
         ["average", "{new}", "{new}"],
         ["merge", "{new}", "{new}"],
+        ["push", "{new}", "name", "--license", "mit"],
         ["benchmark", "main", "--small", "--out", "{new}"],
         ["report", "{new}"],
         ["demo", "--out", "{new}"],

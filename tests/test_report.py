@@ -400,6 +400,28 @@ def test_charts_show_what_the_results_have():
     assert view.front == ((100, 0.0),) and view.level == 100.0 and view.level_fits is False
 
 
+def test_curves_go_from_the_frozen_model_to_the_adapted_one():
+    scales = [
+        {"scale": 0.5, "test_wer": 0.3, "source_wers": {"adults": 0.25}},
+        {"scale": 0.75, "test_wer": None, "source_wers": {"adults": 0.25}},
+    ]
+    adults = {"adults": spoken(["a b c d"])}
+    parts = [made("frozen", spoken(["x x c d"]), sources=adults)]
+    parts.append(made("lora", spoken(["a b c d"]), budget="p=0.4", sources=adults))
+    results, texts = together(*parts)
+    assert "scales" not in {chart.name for chart in charts(studies(results, texts)[0], texts)}
+    forgets = {"adults": spoken(["x x c d"])}
+    parts.append(made("ssvd", spoken(["a b c x"]), budget="p=0.4", sources=forgets, scales=scales))
+    parts.append(made("ssvd", spoken(["a b c d"]), budget="p=0.4", seed=1, sources=adults, scales=scales))
+    results, texts = together(*parts)
+    (chart,) = (chart for chart in charts(studies(results, texts)[0], texts) if chart.name == "scales")
+    ((curve,),) = (view.series for view in chart.views)
+    assert curve.line and curve.method == "ssvd"
+    found = [(round(float(point.x), 9), round(point.y, 9)) for point in curve.points]
+    assert found == [(0, 0), (20, 25), (37.5, 25)]
+    assert curve.points[1].name.endswith("scale 0.5")
+
+
 def test_figures(tmp_path):
     heard = {"frozen": ["a b x x"] * 4, "ssvd": ["a b c d", "a b x d"] * 2, STRANGE: ["a b c d"] * 4}
     for method, texts in heard.items():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ssvd.errors import UserError
 from ssvd.scoring import compare, normaliser, score, score_by, usual_normaliser
+from ssvd.scoring.word_errors import word_errors
 
 SENTENCE = st.lists(st.sampled_from("abcde"), max_size=8).map(" ".join)
 PAIRS = st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=12)
@@ -261,3 +262,29 @@ def test_p_values_are_uniform_where_systems_are_alike():
     p_values = [compare(references, noisy(), noisy(), resamples=199).p_value for _ in range(100)]
     assert 0 <= sum(p <= 0.05 for p in p_values) <= 13  # 5 expected
     assert 30 <= sum(p <= 0.5 for p in p_values) <= 70
+
+
+def test_word_errors_are_counted_word_by_word():
+    said = ["the cat sat on the mat", "the cat", "a dog ran", ""]
+    heard = ["the hat sat on mat", "there the hat", "a dog", "noise"]
+    errors = word_errors(said, heard)
+    assert errors.substitutions == {("cat", "hat"): 2}
+    assert errors.deletions == {"the": 1, "ran": 1} and errors.insertions == {"there": 1}
+    assert errors.said == {"the": 3, "cat": 2, "sat": 1, "on": 1, "mat": 1, "a": 1, "dog": 1, "ran": 1}
+    assert errors.as_dict(2) == {
+        "substitutions": [{"said": "cat", "recognised": "hat", "count": 2}],
+        "deletions": [{"said": "ran", "count": 1}, {"said": "the", "count": 1}],
+        "insertions": [{"recognised": "there", "count": 1}],
+        "words": [{"said": "cat", "missed": 2, "of": 2}, {"said": "ran", "missed": 1, "of": 1}],
+    }
+    assert word_errors(["The  Cat"], ["the cat"], normaliser="english").missed() == {}
+    assert word_errors([""], ["x"]).as_dict(5)["words"] == []
+
+
+@given(PAIRS)
+@settings(max_examples=30, deadline=None)
+def test_word_errors_add_up_to_those_of_the_score(pairs):
+    references, hypotheses = map(list, zip(*pairs, strict=True))
+    total, errors = score(references, hypotheses, resamples=2), word_errors(references, hypotheses)
+    counts = [sum(kind.values()) for kind in (errors.substitutions, errors.deletions, errors.insertions, errors.said)]
+    assert counts == [total.substitutions, total.deletions, total.insertions, total.words]

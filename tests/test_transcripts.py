@@ -158,6 +158,8 @@ def test_folder_of_recordings_is_continued_where_it_stopped(ssvd, refused, embed
     assert files[0].read_text() == first[0] and files[1].read_text() == "kept"
     assert "other settings (format was 'json')" in refused(*command, "--format", "srt")
     assert "other settings (decoding was" in refused(*command, "--format", "json", "--beams", 2)
+    (out / "settings.yaml").write_text("[")
+    assert "settings.yaml cannot be read" in refused(*command, "--format", "json")
 
 
 def test_formats_of_the_command(ssvd, refused, embedded, folder, tmp_path):

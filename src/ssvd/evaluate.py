@@ -22,12 +22,14 @@ from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.scoring import Comparison, Score, compare, score, score_by, usual_normaliser
 from ssvd.scoring import normaliser as find_normaliser
+from ssvd.scoring.word_errors import WordErrors, word_errors
 from ssvd.training.batches import by_length
 from ssvd.training.interpolation import scale_of
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.run_folder import check_run, load_adapted, stated_options
 
 BASE = "base"
+LISTED_ERRORS = 50  # of each kind, in JSON
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Evaluation:
         score: Score over all utterances.
         without_fallback: Score of the texts that the first search found; None where decoding had no fallback.
         groups: Scores by field and value.
+        word_errors: How often each word was taken for another, left out, or put in.
         comparison: Comparison with the base model on the same utterances; None for the base model itself.
         seconds: Seconds of decoding.
     """
@@ -53,6 +56,7 @@ class Evaluation:
     score: Score
     without_fallback: Score | None
     groups: dict[str, dict[str, Score]]
+    word_errors: WordErrors
     comparison: Comparison | None
     seconds: float
 
@@ -69,6 +73,7 @@ class Evaluation:
                 name: {value: group.as_dict() for value, group in groups.items()}
                 for name, groups in self.groups.items()
             },
+            "word_errors": self.word_errors.as_dict(LISTED_ERRORS),
             "compared_with_base": None if self.comparison is None else self.comparison.as_dict(),
             "seconds": round(self.seconds, 2),
         }
@@ -270,6 +275,7 @@ def _scored(test_set: _TestSet, system: str, scale: float, by: Sequence[str], no
         score=score(references, decoded.texts, speakers=speakers, normaliser=normaliser),
         without_fallback=without_fallback,
         groups={grouping: score_by(records, grouping, normaliser=normaliser) for grouping in by},
+        word_errors=word_errors(references, decoded.texts, normaliser=normaliser),
         comparison=comparison,
         seconds=decoded.seconds,
     )

@@ -1,11 +1,13 @@
 """`ssvd evaluate`."""
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from ssvd_cli.base_model import model_and_rest
@@ -56,6 +58,10 @@ def evaluate(
     batch_size: BatchSize = 16,
     skip_bad: SkipBad = False,
     device: Device = "auto",
+    show_errors: Annotated[
+        int,
+        typer.Option("--errors", min=0, help="Number of the most frequent word errors of each kind to show."),
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and the hypotheses.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +94,8 @@ def evaluate(
         print(json.dumps([evaluation.as_dict() for evaluation in evaluations], indent=2, ensure_ascii=False))
     else:
         console.print(_scores(evaluations))
+        for evaluation in evaluations if show_errors else []:
+            console.print(_word_errors(evaluation, show_errors))
     list_skipped(skipped)
 
 
@@ -109,6 +117,22 @@ def _scores(evaluations: "list[Evaluation]") -> Table:
         for field, scores in evaluation.groups.items():
             for value, score in scores.items():
                 table.add_row(f"  {field.partition(':')[0]}={value}", "", *_cells(score, "", ""))
+    return table
+
+
+def _word_errors(evaluation: "Evaluation", limit: int) -> Table:
+    """Return the most frequent word errors of a system side by side, with their counts."""
+    title = escape(f"Word errors of {evaluation.system} on {evaluation.corpus}")
+    table = Table("said, recognised", "left out", "put in", "missed", box=box.SIMPLE, title=title)
+    found = evaluation.word_errors.as_dict(limit)
+    columns = [
+        [f"{row['said']}, {row['recognised']}  {row['count']}" for row in found["substitutions"]],
+        [f"{row['said']}  {row['count']}" for row in found["deletions"]],
+        [f"{row['recognised']}  {row['count']}" for row in found["insertions"]],
+        [f"{row['said']}  {row['missed']} of {row['of']}" for row in found["words"]],
+    ]
+    for cells in zip_longest(*columns, fillvalue=""):
+        table.add_row(*map(escape, cells))
     return table
 
 

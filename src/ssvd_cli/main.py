@@ -28,6 +28,7 @@ class _Commands(LazyGroup):
         "transcribe": Entry("ssvd_cli.transcribe:transcribe", "Write down what is said in audio files."),
         "average": Entry("ssvd_cli.average:average", "Average adapted models of one base and method."),
         "merge": Entry("ssvd_cli.merge:merge", "Write an adapted model as a plain checkpoint."),
+        "push": Entry("ssvd_cli.push:push", "Publish an adapter or a merged model on the Hugging Face hub."),
         "benchmark": Entry("ssvd_cli.benchmark:benchmark", "Compare methods at their best learning rates."),
         "report": Entry("ssvd_cli.report:report", "Show the results of a benchmark as a page, figures or a table."),
         "demo": Entry("ssvd_cli.demo:demo", "Adapt a small recogniser to synthetic child-like speech."),

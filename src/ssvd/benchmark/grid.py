@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -78,6 +78,8 @@ class Grid(_Part):
         budgets: Budgets of the other methods; see `ssvd.methods.Budget.parse`.
         learning_rates: Rates to search, by method; by default those of `METHODS`. A single rate is not searched.
         extensions: Maximum number of further rates, a factor of three apart, while the best one lies on the edge.
+        scales: Scales below 1, on the way from the base model to each adapted one, at which tests are repeated, for the
+            curve of gain against forgetting.
         seeds: Random seeds; learning rates are searched with the first.
         training: Options of `ssvd adapt` for all trainings.
         skip_bad: Whether to leave out unusable utterances and list them.
@@ -91,6 +93,7 @@ class Grid(_Part):
     budgets: list[str] = ["p=0.4"]
     learning_rates: dict[str, list[float]] = {}
     extensions: int = Field(2, ge=0, le=1000)
+    scales: list[Annotated[float, Field(gt=0, lt=1)]] = []
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     training: dict[str, Any] = {}
     skip_bad: bool = False

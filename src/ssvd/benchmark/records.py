@@ -121,6 +121,14 @@ class Trial(_Record):
     orthogonality_error: float | None = Field(None, allow_inf_nan=True)  # of a training that went wrong
 
 
+class ScaledScore(_Record):
+    """WER of an adapted model at a scale, on the way from the base model; see `ssvd.training.interpolation`."""
+
+    scale: float = Field(gt=0)
+    test_wer: float | None  # None if no reference has words
+    source_wers: dict[_Name, float | None] = {}
+
+
 class Result(Trial):
     """A trial at the learning rate that was chosen on dev, with its test scores."""
 
@@ -129,6 +137,7 @@ class Result(Trial):
     decoding: dict[str, Any] | None = None  # of the test; see `ssvd.recognisers.decoding.Decoding`
     test: TestScore
     sources: dict[_Name, TestScore] = {}  # corpora of the domain that the model comes from
+    scales: list[ScaledScore] = []  # where the grid asks for them
     audio: dict[str, str] = {}  # utterance of the test set -> its file, relative to the results where inside
 
     @field_validator("search")

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lhotse import CutSet
 
 from ssvd.adapt import AdaptOptions, adapt
 from ssvd.benchmark.corpora import TEST, part_path
@@ -21,6 +22,7 @@ from ssvd.benchmark.records import (
     Hypothesis,
     Origin,
     Result,
+    ScaledScore,
     TestScore,
     Trial,
     read_record,
@@ -254,11 +256,35 @@ def _test(grid: Grid, out: Path, task: Task, device: str, started: datetime) -> 
         decoding=settings,
         test=scores.pop(TEST),
         sources=scores,
+        scales=_scaled_scores(grid, out, task, where, corpora, decoding, normaliser),
         audio=_audio(by_length(corpora[TEST]), out),
     )
 
 
-def _load_tested(grid: Grid, out: Path, task: Task, device: torch.device) -> Recogniser:
+def _scaled_scores(
+    grid: Grid,
+    out: Path,
+    task: Task,
+    device: torch.device,
+    corpora: Mapping[str, CutSet],
+    decoding: Decoding,
+    normaliser: str,
+) -> list[ScaledScore]:
+    """Decode and score the corpora at the grid's scales of the adapted model."""
+    scores = []
+    for scale in grid.scales if task.chosen is not None else []:
+        speech = _load_tested(grid, out, task, device, scale)
+        wers = {}
+        for part, corpus in corpora.items():
+            cuts = by_length(corpus)
+            texts = [transcript.text for transcript in decode(speech, cuts, decoding, batch_size=DECODED_AT_ONCE)]
+            references = [field_value(cut, "text") for cut in cuts]
+            wers[part] = score(references, texts, normaliser=normaliser, resamples=2).as_dict()["wer"]
+        scores.append(ScaledScore(scale=scale, test_wer=wers.pop(TEST), source_wers=wers))
+    return scores
+
+
+def _load_tested(grid: Grid, out: Path, task: Task, device: torch.device, scale: float | None = None) -> Recogniser:
     """Return the model of a test: with the adapter of its training, or the base model without one."""
     checkpoint = grid.checkpoint(task.group.model)
     window, language = grid.training.get("window"), grid.training.get("language")
@@ -266,7 +292,7 @@ def _load_tested(grid: Grid, out: Path, task: Task, device: torch.device) -> Rec
         speech = load_model(checkpoint, window=window, language=language)
     else:
         run = run_folder(out, Task(task.group, task.seed, task.chosen))
-        speech = load_adapted(checkpoint, run, window=window, language=language)
+        speech = load_adapted(checkpoint, run, window=window, language=language, scale=scale)
     speech.module.to(device)
     return speech
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
 
-from ssvd.benchmark.records import Texts
+from ssvd.benchmark.records import Result, Texts
 from ssvd.reports.html import Chart, Point, Series, View, shown
 from ssvd.reports.study import FROZEN, FULL, Row, Study, group_rates, is_peft, is_ssvd
 from ssvd.reports.tables import notes, percents
@@ -52,6 +52,7 @@ def charts(study: Study, texts: Texts, *, resamples: int = 1000) -> list[Chart]:
         _sweep(study),
         _variants(study),
         _forgetting(study),
+        _scales(study),
         _groups(study, texts, resamples),
     ]
     return [chart for chart in made if chart is not None and any(view.series for view in chart.views)]
@@ -172,6 +173,53 @@ def _forgetting(study: Study) -> Chart | None:
         "domain that the model comes from. Down and right is better. Bars: paired 95 % bootstrap intervals."
     )
     return Chart("forgetting", "Forgetting against gain", note, tuple(views)) if views else None
+
+
+def _scales(study: Study) -> Chart | None:
+    frozen = study.row(FROZEN)
+    if frozen is None:
+        return None
+    base = frozen.results[0]
+    views = []
+    for source in base.sources:
+        curves = tuple(
+            Series(row.name, row.method, points, line=True)
+            for row in study.rows
+            if (points := _scale_points(study, row, base, source))
+        )
+        titles = f"gain on {study.corpus} ({POINTS})", f"forgetting on {source} ({POINTS})"
+        views.append(_view(source, *titles, curves, level=0.0))
+    note = (
+        "Each curve goes from the frozen model, at the origin, to the adapted one, through the weights between. Gain "
+        "and forgetting as in the chart above; means over seeds. Down and right is better."
+    )
+    return Chart("scales", "Forgetting against gain along the scale", note, tuple(views)) if views else None
+
+
+def _scale_points(study: Study, row: Row, base: Result, source: str) -> tuple[Point, ...]:
+    """Return gain and forgetting of a row at each scale from 0 to 1; none where its tests were not repeated."""
+    wers: dict[float, list[tuple[float, float]]] = {}
+    for result in row.results:
+        ends = {0.0: base, 1.0: result}
+        pairs = {scale: (end.test.wer, end.sources[source].wer) for scale, end in ends.items()}
+        pairs |= {scaled.scale: (scaled.test_wer, scaled.source_wers.get(source)) for scaled in result.scales}
+        for scale, (test, own) in pairs.items():
+            if result.scales and test is not None and own is not None:
+                wers.setdefault(scale, []).append((test, own))
+    if not wers:
+        return ()
+    start, lines = _means(wers[0.0]), _lines(study, row)
+    points = []
+    for scale, pairs_of in sorted(wers.items()):
+        test, own = _means(pairs_of)
+        points.append(
+            Point(100 * (start[0] - test), 100 * (own - start[1]), name=f"{row.name}, scale {scale:g}", lines=lines)
+        )
+    return tuple(points)
+
+
+def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return fmean(first for first, _ in pairs), fmean(second for _, second in pairs)
 
 
 def _groups(study: Study, texts: Texts, resamples: int) -> Chart | None:

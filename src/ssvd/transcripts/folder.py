@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
+import yaml
 
-from ssvd.documents import read_json
+from ssvd.documents import read_yaml
 from ssvd.errors import UserError, shortened
-from ssvd.files import write_json, write_whole
+from ssvd.files import write_whole
 from ssvd.recognisers.words import Segment
 from ssvd.transcripts.formats import FORMATS, SUFFIXES
 
-SETTINGS = "settings.json"
+SETTINGS = "settings.yaml"  # no format ends in this way
 # By which recordings are told from other files of a folder; a headerless one cannot be read.
 _AUDIO = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".aif", ".oga", ".opus"}
 
@@ -82,10 +83,10 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is not empty and holds no transcripts: give another folder.")
         out.mkdir(parents=True, exist_ok=True)
-        write_json(file, settings)
+        write_whole(file, yaml.safe_dump(settings, sort_keys=False))
         return
     try:
-        former = dict(read_json(file))
+        former = dict(read_yaml(file))
     except (ValueError, TypeError):
         raise UserError(f"{file} cannot be read: give another folder.") from None
     for name, value in settings.items():
