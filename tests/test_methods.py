@@ -1,6 +1,7 @@
 """The table of methods: budgets, exact counts, what each method is by its definition, and what a wrong value says."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ssvd.methods import (
     trainable_parameters,
 )
 from ssvd.recognisers.loading import load_model
+from ssvd.training.interpolation import merge_adapter
 
 LAYERS = ["encoder.q", "encoder.fc", "decoder"]
 PEFT_METHODS = [name for name, method in METHODS.items() if method.config]
@@ -239,6 +241,56 @@ def test_wrong_values_say_what_to_do(arguments, message):
     with pytest.raises(UserError, match=message):
         budget = Budget.parse(arguments.get("budget", "p=0.4"))
         apply_method(Model(), **{"name": "ssvd", "layers": LAYERS, **arguments, "budget": budget})
+
+
+class Nested(nn.Module):
+    """Layers in modules in modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32))
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 32)))])
+        self.last = nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.last(self.blocks[0](self.first(x)))
+
+
+NESTED = ["first.0", "blocks.0.0", "blocks.0.1.0", "last"]
+
+
+@pytest.mark.parametrize("name", PEFT_METHODS)
+def test_modules_of_several_layers_are_trained_in_full_and_merged(name, x):
+    torch.manual_seed(0)
+    base, budget = Nested(), "64" if name == "svft plain" else _budget(name)
+    adapted = perturbed(apply_method(base, name, NESTED, Budget.parse(budget), ["first", "blocks.0.1"])).eval()
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert {f"base_model.model.first.modules_to_save.default.{name}" for name in ("0.weight", "1.bias")} <= trained
+    assert not any("first" in name and "modules_to_save" not in name for name in trained)
+    wanted = adapted(x)
+    speech = SimpleNamespace(module=adapted)
+    merge_adapter(speech)
+    assert type(speech.module) is Nested and not any("modules_to_save" in name for name in speech.module.state_dict())
+    assert torch.allclose(speech.module(x), wanted, atol=1e-5)
+    assert not torch.allclose(wanted, Nested()(x), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("also_train", "message"),
+    [
+        (["first", "0.1"], None),
+        (["blocks"], "'blocks' is a list of modules, which cannot be trained in full"),
+        (["first", "first.1"], r"'first\.1' is part of 'first', which is trained in full anyway"),
+        (["first", "blocks.0", "last"], "All layers to adapt are in first, blocks.0, last, trained in full"),
+    ],
+)
+def test_modules_that_cannot_be_trained_in_full_are_refused_before_training(also_train, message):
+    if message is None:
+        config = apply_method(Nested(), "ssvd", NESTED, also_train=also_train).peft_config["default"]
+        assert config.modules_to_save == ["first", "blocks.0.1"] and config.target_modules == {"blocks.0.0", "last"}
+        return
+    with pytest.raises(UserError, match=message):
+        apply_method(Nested(), "ssvd", NESTED, also_train=also_train)
 
 
 def test_the_token_stride_reaches_the_adapter():

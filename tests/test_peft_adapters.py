@@ -15,7 +15,9 @@ from ssvd.errors import UserError
 from ssvd.evaluate import evaluate
 from ssvd.merge import merge
 from ssvd.recognisers.loading import load_model
-from ssvd.training.run_folder import base_model_of, load_adapted, sample_weights
+from ssvd.training.adapter_file import bind_adapter
+from ssvd.training.base_fingerprint import base_fingerprint
+from ssvd.training.run_folder import base_model_of, load_adapted
 from ssvd.transcribe import transcribe_files
 
 CONFIGS = {
@@ -42,7 +44,7 @@ def saved(request, embedded, corpora, tmp_path_factory):
     adapter, run = folder / "saved", folder / "run"
     speech = load_model(embedded)
     layers = speech.adaptable_layers()
-    base = sample_weights(speech.module, layers)
+    base = base_fingerprint(speech.module)
     speech.module = get_peft_model(speech.module, CONFIGS[request.param](layers))
     perturb(speech.module, SCALES[request.param])
     speech.module.eval()
@@ -152,6 +154,44 @@ def test_adapter_of_another_base_is_refused_where_it_says_so(saved, embedded, tm
         with pytest.raises(UserError, match=r"The adapter of .* does not load onto .*other") as error:
             load_adapted(str(other), adapter)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("changed", ["embed_tokens", "conv2.bias", "decoder.layer_norm", "embed_positions"])
+def test_weights_of_the_base_that_no_adapter_touches_are_compared(saved, embedded, tmp_path, changed):
+    _, run, _ = saved
+    weights = load_file(embedded / "model.safetensors")
+    (name,) = [
+        name for name in weights if name.endswith((changed, f"{changed}.weight")) and "encoder.embed" not in name
+    ]
+    other = shutil.copytree(embedded, tmp_path / "other")
+    weights[name][-1] *= 1.1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"another base model than .*{changed}.* differs\."):
+        load_adapted(str(other), run)
+
+
+def test_adapter_of_another_run_is_refused(saved, embedded, tmp_path):
+    """Each file of a run belongs to the others."""
+    first, second = (shutil.copytree(saved[1], tmp_path / name) for name in ("first", "second"))
+    for run in (first, second):
+        bind_adapter(run / "adapter", run / "base.json", "embedded")
+    load_adapted(str(embedded), first)
+    config = json.loads((second / "adapter" / "adapter_config.json").read_text())
+    (first / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"bias": "all", "rotate": "output"}))
+    with pytest.raises(UserError, match="is not the one that it was trained with; copy both files from the same run"):
+        load_adapted(str(embedded), first)
+    base = json.loads((second / "base.json").read_text())
+    base["weights"]["model.encoder.conv1.weight"]["norm"] *= 1 + 1e-6
+    (second / "base.json").write_text(json.dumps(base))
+    with pytest.raises(UserError, match=r"base\.json is that of another adapter; copy the run folder whole"):
+        load_adapted(str(embedded), second)
+
+
+def test_run_without_the_file_of_its_adapter_is_told(saved, embedded, tmp_path):
+    run = shutil.copytree(saved[1], tmp_path / "run")
+    (run / "adapter" / "adapter_model.safetensors").rename(run / "adapter" / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"run has no adapter_model.safetensors; save it again"):
+        load_adapted(str(embedded), run)
 
 
 def test_folder_without_adapter_is_refused_by_name(embedded, saved, tmp_path):

@@ -6,6 +6,7 @@ Adapters are moved away from their start before anything is compared: at the sta
 import copy
 import io
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -420,6 +421,20 @@ def test_disabling_a_merged_adapter_unmerges_it():
             assert torch.equal(model(X), layers()(X))
 
 
+@pytest.mark.parametrize("config_class", [SSVDConfig, SVFTConfig])
+def test_modules_of_several_layers_that_are_trained_in_full_are_merged(config_class):
+    config = config_class(target_modules=["fc1", "projection"], modules_to_save=["encoder.layers.0", "decoder"])
+    model = get_peft_model(whisper(), config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    before = logits(model)
+    assert not torch.allclose(before, logits(whisper()), atol=0.1)
+    merged = model.merge_and_unload()
+    assert type(merged) is WhisperForConditionalGeneration and torch.allclose(logits(merged), before, atol=1e-4)
+
+
 # --- decoding
 
 
@@ -456,10 +471,10 @@ def test_the_file_holds_parameters_and_fingerprints_only(tmp_path):
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "adapter_model.safetensors")
     kinds = {key.split(".", 3)[3] for key in stored}
-    assert kinds == {"ssvd_theta", "ssvd_s", "ssvd_basis.fingerprint"}
+    assert kinds == {"ssvd_theta", "ssvd_s", "ssvd_basis.fingerprint", "ssvd_settings.number"}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     fingerprints = sum(v.numel() for k, v in stored.items() if k.endswith("fingerprint"))
-    assert sum(v.numel() for v in stored.values()) == trained + fingerprints
+    assert sum(v.numel() for v in stored.values()) == trained + fingerprints + len(ssvd_layers(model))
     assert fingerprints == sum(len(layer.ssvd_basis["default"].fingerprint) for layer in ssvd_layers(model))
 
 
@@ -512,7 +527,10 @@ def test_signs_are_repaired_on_every_way_of_loading(tmp_path, way):
         set_peft_model_state_dict(loaded, stored)
     elif way == "load_state_dict":
         named = {
-            f"{k}.default" if "fingerprint" not in k else k.replace("basis", "basis.default"): stored[k] for k in stored
+            re.sub(r"(_basis|_settings)\.", r"\1.default.", k)
+            if k.endswith(("fingerprint", "number"))
+            else f"{k}.default": v
+            for k, v in stored.items()
         }
         assert not loaded.load_state_dict(named, strict=False).unexpected_keys
     after = logits(loaded)

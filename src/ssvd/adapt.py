@@ -17,12 +17,13 @@ from ssvd.methods import Budget, apply_method, find_method, linear_shapes, param
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.training.augmentation import Augmenter
+from ssvd.training.base_fingerprint import base_fingerprint
 from ssvd.training.data import list_skipped, read_data, store_data, stored_data
 from ssvd.training.module import Adaptation
 from ssvd.training.options import changed_options, checked_options
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.results import Epoch, RunResult
-from ssvd.training.run_folder import read_config, sample_weights
+from ssvd.training.run_folder import BASE, read_config
 from ssvd.training.scale_choice import choose_scale, read_kept
 from ssvd.training.trainer import build_trainer
 from ssvd_options import AdaptOptions
@@ -61,7 +62,7 @@ def adapt(options: AdaptOptions | None, run: Path, *, resume: bool = False, prog
     augmenter = Augmenter(options.augment, sampling_rate=speech.sampling_rate, window=speech.window, seed=options.seed)
     data = stored_data(run) if last.is_file() else read_data(options, speech, progress)
     kept = read_kept(options)
-    base_weights = sample_weights(speech.module, layers)
+    base = base_fingerprint(speech.module)
     _make_trainable(speech, layers, options)
     learning_rate = options.learning_rate or find_method(options.method).learning_rate
     training = Adaptation(speech, options, data, augmenter, run, progress, learning_rate)
@@ -70,7 +71,7 @@ def adapt(options: AdaptOptions | None, run: Path, *, resume: bool = False, prog
         if not last.is_file():
             (run / "data").mkdir(parents=True, exist_ok=True)
             write_whole(run / "config.yaml", yaml.safe_dump(options.model_dump(), sort_keys=False))
-            write_json(run / "base.json", base_weights)
+            write_json(run / BASE, base)
             list_skipped(run, data.skipped, progress)
             trainer.validate(training, verbose=False)
             training.write_texts_in_style()

@@ -15,16 +15,17 @@ from torch import Tensor
 from ssvd.errors import UserError
 from ssvd.files import write_json, write_whole
 from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.training.adapter_file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, bind_adapter
+from ssvd.training.base_fingerprint import base_fingerprint
 from ssvd.training.interpolation import copied_weights, merge_adapter, scale_of, set_weights
+from ssvd.training.model_card import public_name
 from ssvd.training.run_folder import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
+    BASE,
     adapter_folder,
     check_run,
     has_own_model,
     load_adapted,
     replace_folder,
-    sample_weights,
     stated_options,
 )
 
@@ -64,7 +65,7 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
         _check_alike(first, second)
     options = stated_options(runs[0])
     speech = load_model(model, window=options.get("window"), language=options.get("language"))
-    base = sample_weights(speech.module, speech.adaptable_layers())
+    base = base_fingerprint(speech.module)
     for run in runs:
         check_run(run, speech.module, model)
     of = of or ("cores" if _have_cores(runs[0]) and all(scale_of(run) == 1 for run in runs) else "weights")
@@ -79,9 +80,10 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
     def write(folder: Path) -> None:
         folder.mkdir(parents=True)
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        write_json(folder / "base.json", base)
+        write_json(folder / BASE, base)
         if of == "cores":
             _average_cores(runs, folder / "adapter")
+            bind_adapter(folder / "adapter", folder / BASE, public_name(str(model)))
         else:
             _average_weights(model, runs, speech)
             speech.save(folder / "model")

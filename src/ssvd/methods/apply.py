@@ -30,7 +30,8 @@ def apply_method(
         name: Key of `METHODS`.
         layers: Full names of the linear layers to adapt.
         budget: How much to train.
-        also_train: Names, or ends of names, of modules to train in full and to save with the adapter.
+        also_train: Names, or ends of names, of modules to train in full and to save with the adapter. Layers in them
+            are not adapted.
         token_stride: Above 1, SSVD and SVFT estimate their gradient from every so many tokens.
         tolerance: How far the count may be off, as a share of the budget; see `Method.setting`.
         options: Further fields of the method's PEFT configuration, which override those of the table.
@@ -42,7 +43,13 @@ def apply_method(
         UserError: A value is wrong, or a layer does not exist or cannot be adapted.
     """
     method = find_method(name)
-    shapes = linear_shapes(module, layers)
+    full = [] if method.config is None else _modules_to_train(module, also_train)
+    adapted = [layer for layer in layers if not _is_in(layer, full)]
+    if layers and not adapted:
+        raise UserError(
+            f"All layers to adapt are in {', '.join(full)}, trained in full: use the method 'full' instead."
+        )
+    shapes = linear_shapes(module, adapted)
     if token_stride < 1:
         raise UserError(f"The token stride {token_stride} must be at least 1.")
     if token_stride > 1 and not name.startswith(("ssvd", "svft")):
@@ -53,25 +60,44 @@ def apply_method(
         if (part := method.part(module)) is not None:
             part.requires_grad_(True)
         return module
-    _check_names(module, shapes, also_train)
+    _check_names(module, shapes, full)
     config = method.config(shapes, setting)
-    config.modules_to_save = list(also_train) or None
+    config.modules_to_save = full or None
     _set_options(config, method, options or {})
     if isinstance(config, SSVDConfig | SVFTConfig):
         config.token_stride = token_stride
-    adapted: nn.Module = get_peft_model(module, config)
-    return adapted
+    network: nn.Module = get_peft_model(module, config)
+    return network
 
 
-def _check_names(module: nn.Module, shapes: Shapes, also_train: Sequence[str]) -> None:
-    names = [name for name, _ in module.named_modules()]
-    # PEFT takes full names for ends of names, and would adapt the longer ones too.
-    longer = [name for name in names if name not in shapes and name.endswith(tuple(f".{layer}" for layer in shapes))]
-    if longer:
-        raise UserError(f"The name of a layer to adapt is also the end of {longer[0]}: adapt both, or rename one.")
+def _modules_to_train(module: nn.Module, also_train: Sequence[str]) -> list[str]:
+    """Return the full names of the modules to train in full."""
+    modules = dict(module.named_modules())
+    full = []
     for wanted in also_train:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+        names = [name for name in modules if name and (name == wanted or name.endswith(f".{wanted}"))]
+        if not names:
             raise UserError(f"The model has no module {wanted!r} to train; `named_modules` lists what it has.")
+        full += [name for name in names if name not in full]
+    for name in full:
+        if isinstance(modules[name], nn.ModuleList | nn.ModuleDict):
+            raise UserError(f"{name!r} is a list of modules, which cannot be trained in full: name modules in it.")
+        if others := [other for other in full if other != name and _is_in(name, [other])]:
+            raise UserError(f"{name!r} is part of {others[0]!r}, which is trained in full anyway: name only one.")
+    return full
+
+
+def _is_in(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _check_names(module: nn.Module, shapes: Shapes, full: Sequence[str]) -> None:
+    # PEFT takes full names for ends of names, and would adapt or train the longer ones too.
+    for name, _ in module.named_modules():
+        if name not in shapes and name.endswith(tuple(f".{layer}" for layer in shapes)):
+            raise UserError(f"The name of a layer to adapt is also the end of {name}: adapt both, or rename one.")
+        if name not in full and name.endswith(tuple(full)):
+            raise UserError(f"The name of a module to train is also the end of {name}: train both, or rename one.")
 
 
 def _set_options(config: PeftConfig, method: Method, options: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from ssvd.errors import UserError
@@ -21,7 +22,19 @@ SCALE_FILE = "scale.json"
 def merge_adapter(speech: Recogniser) -> None:
     """Add the adapter of a recogniser, if it has one, to the weights of its network."""
     if isinstance(speech.module, PeftModel):
+        _unwrap_trained_modules(speech.module)
         speech.module = speech.module.merge_and_unload(safe_merge=True)
+
+
+def _unwrap_trained_modules(network: PeftModel) -> None:
+    """Put modules that were trained in full in the place of PEFT's wrappers.
+
+    `merge_and_unload` does so too, but for most methods only if the module is a single layer.
+    """
+    wrappers = [(name, m) for name, m in network.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+    for name, wrapper in wrappers:
+        trained = wrapper.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        network.set_submodule(name, trained)
 
 
 def copied_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 """The model card of an adapter."""
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from peft import PeftModel
 
@@ -9,6 +11,9 @@ from ssvd.methods import trainable_parameters
 from ssvd.recognisers.loading import Recogniser
 from ssvd.training.results import Epoch
 from ssvd_options import AdaptOptions
+
+# Absolute paths, also within names such as lhotse:RECIPE:/folder?option=/folder; the group is the last part.
+_PATHS = re.compile(r"(?<![^:=])(?:~|\.{0,2})/(?:[^?&]*/)?([^/?&]+)/?")
 
 
 def model_card(
@@ -40,16 +45,17 @@ def model_card(
         if from_this_package
         else ""
     )
+    model, corpora = public_name(options.model), ", ".join(map(public_name, options.train))
     conditions = f" where {' and '.join(options.where)}" if options.where else ""
     return f"""---
-base_model: {options.model}
+base_model: {model}
 library_name: peft
 tags: [automatic-speech-recognition, {options.method}]
 ---
 
-# {options.method} adapter of {options.model}
+# {options.method} adapter of {model}
 
-Trained on {", ".join(options.train)}{conditions} with ssvd {version("ssvd")}:
+Trained on {corpora}{conditions} with ssvd {version("ssvd")}:
 method {options.method}, {trainable_parameters(network):,} trained parameters, learning rate
 {learning_rate:g}, epoch {best.epoch} of at most {options.epochs}.
 
@@ -63,7 +69,14 @@ The epoch was chosen on these utterances, so the second figure is optimistic; me
 
 ```python
 {registration}from peft import PeftModel
-{speech.loading_code(options.model)}
+{speech.loading_code(model)}
 model = PeftModel.from_pretrained(model, "adapter")
 ```
 """
+
+
+def public_name(name: str) -> str:
+    """Return the name of a model or corpus for others: files and folders without their paths on this machine."""
+    if Path(name).exists():
+        return Path(name).resolve().name
+    return _PATHS.sub(r"\1", name)

@@ -22,19 +22,21 @@ from ssvd.hardware import pick_device
 from ssvd.recognisers.decoding import Decoding, Fallback
 from ssvd.recognisers.loading import Recogniser
 from ssvd.scoring import Score, score, usual_normaliser
+from ssvd.training.adapter_file import bind_adapter
 from ssvd.training.augmentation import Augmenter
 from ssvd.training.batches import Batching, ByCount, BySeconds, EpochBatches, InGroups, consecutive
 from ssvd.training.data import TrainingData
 from ssvd.training.loading import Loading
-from ssvd.training.model_card import model_card
+from ssvd.training.model_card import model_card, public_name
 from ssvd.training.progress import Progress
 from ssvd.training.results import Epoch, write_metrics
-from ssvd.training.run_folder import replace_folder
+from ssvd.training.run_folder import BASE, replace_folder
 from ssvd.training.schedule import rate_factor
 from ssvd.training.sequential import ShardedBatches, shard_groups
 from ssvd.training.text_style import choose_style, write_in
 from ssvd.tuners import SSVDModel
 from ssvd_options import AdaptOptions
+from ssvd_options.adapt import LARGEST_SEED
 
 
 class Adaptation(lightning.LightningModule):
@@ -138,7 +140,7 @@ class Adaptation(lightning.LightningModule):
 
         Also turn on training mode, since Lightning leaves networks as they were loaded, which is for decoding.
         """
-        lightning.seed_everything(self.options.seed * 10_007 + self.current_epoch, verbose=False)
+        lightning.seed_everything((self.options.seed * 10_007 + self.current_epoch) % (LARGEST_SEED + 1), verbose=False)
         self.network.train()
         if isinstance(self.network, PeftModel):
             for layer in self.network.modules():
@@ -239,6 +241,7 @@ class Adaptation(lightning.LightningModule):
             self.speech.save(folder)
             return
         self.network.save_pretrained(str(folder))
+        bind_adapter(folder, self.run_folder / BASE, public_name(self.options.model))
         card = model_card(
             self.speech,
             self.options,

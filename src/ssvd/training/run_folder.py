@@ -3,47 +3,42 @@
 config.yaml         the options, enough to repeat the run
 data/               the utterances as trained on and scored (Lhotse cuts), and skipped.jsonl
 adapter/            the best adapter (a PEFT folder); model/ instead after full fine-tuning
-base.json           samples of the base model's weights, by which another one is refused
+base.json           fingerprint of the base model's weights, by which another one is refused
 checkpoints/        the last state, from which the run is resumed
 scale.json          the scale that was chosen for the adapter, if one was
 metrics.csv, tensorboard/
 hypotheses/dev.jsonl
 result.json
+run.lock            held while the run is computed
 
 An adapter that PEFT itself saved, a folder or a name on the Hugging Face hub, serves wherever a run folder does.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from peft import PeftModel
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from ssvd.documents import checked, read_json, read_yaml
 from ssvd.errors import UserError
 from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.training.adapter_file import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    belongs_to_base,
+    check_adapter,
+    load_adapter,
+)
+from ssvd.training.base_fingerprint import differing_weight
 from ssvd.training.interpolation import copied_weights, interpolated, merge_adapter, scale_of, set_weights
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-SAMPLES = 8  # entries of each layer's weight
-TOLERANCE = 5e-3  # of the largest sampled entry: bf16 rounds by up to 2e-3
-
-
-def sample_weights(module: nn.Module, layers: list[str]) -> dict[str, list[float]]:
-    """Return a few entries of the weight of each layer of a model that is not wrapped yet."""
-    weights = {name: module.get_parameter(f"{name}.weight").detach().flatten() for name in layers}
-    return {name: weight[_sampled(len(weight))].float().tolist() for name, weight in weights.items()}
-
-
-def _sampled(length: int) -> torch.Tensor:
-    return torch.linspace(0, length - 1, SAMPLES).long().clamp(max=length - 1)  # float32 rounds above 2^24
+BASE = "base.json"
 
 
 def read_config(run: str | Path) -> dict[str, Any]:
@@ -53,27 +48,40 @@ def read_config(run: str | Path) -> dict[str, Any]:
         UserError: The folder is not that of a run.
     """
     try:
-        config = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(Path(run) / "config.yaml")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run} is not a run folder: it has no config.yaml (`ssvd adapt` writes one).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{run}/config.yaml is not YAML ({reason}); correct it, or start a new run.") from None
+    except ValueError as error:
+        raise UserError(f"{run}/config.yaml is not YAML ({error}); correct it, or start a new run.") from None
     if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
         raise UserError(f"{run}/config.yaml does not hold options by name; correct it, or start a new run.")
     return config
+
+
+class _DecodingOptions(BaseModel):
+    """The options of a run that decoding takes over."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    window: float | None = Field(None, gt=0)
+    language: str | None = None
 
 
 def stated_options(run: str | Path) -> dict[str, Any]:
     """Return the options of a run as its `config.yaml` states them; none for a PEFT adapter.
 
     Raises:
-        UserError: There is no such run folder or PEFT adapter.
+        UserError: There is no such run folder or PEFT adapter, or its window or language is impossible.
     """
-    if _is_run_folder(run):
-        return read_config(run)
-    adapter_folder(run)
-    return {}
+    if not _is_run_folder(run):
+        adapter_folder(run)
+        return {}
+    config = read_config(run)
+    try:
+        checked(_DecodingOptions, config)
+    except ValueError as error:
+        raise UserError(f"{run}/config.yaml: {error}; correct it.") from None
+    return config
 
 
 def base_model_of(run: str | Path) -> str:
@@ -87,7 +95,7 @@ def base_model_of(run: str | Path) -> str:
     else:
         file = adapter_folder(run) / ADAPTER_CONFIG
         try:
-            model = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            model = read_json(file)["base_model_name_or_path"]
         except (ValueError, TypeError, KeyError):
             model = None
     if not isinstance(model, str) or not model:
@@ -110,8 +118,8 @@ def adapter_folder(run: str | Path) -> Path:
     if _is_run_folder(run):
         if not holds_model(folder):
             raise UserError(f"{run} holds no adapter: the run stopped before it decoded its dev set; resume it.")
-        return folder / "adapter"
-    if not (folder / ADAPTER_CONFIG).is_file() and not folder.exists():
+        folder = folder / "adapter"
+    elif not (folder / ADAPTER_CONFIG).is_file() and not folder.exists():
         folder = _downloaded(str(run)) or folder
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(
@@ -172,13 +180,17 @@ def _load_adapted(model: str | Path, run: str | Path, window: float | None, lang
         return load_model(Path(run) / "model", window=window, language=language)
     speech = load_model(model, window=window, language=language)
     check_run(run, speech.module, model)
-    try:
-        speech.module = PeftModel.from_pretrained(speech.module, str(adapter_folder(run)))
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
-        reason = " ".join(line.strip() for line in str(error).splitlines()[:2]).rstrip(".")
-        raise UserError(f"The adapter of {run} does not load onto {model}: {reason}.") from error
-    speech.module.eval()
+    with _reasons_in_words(run, model):
+        speech.module = load_adapter(speech.module, adapter_folder(run))
     return speech
+
+
+@contextmanager
+def _reasons_in_words(run: str | Path, model: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"The adapter of {run} does not load onto {model}: {error}.") from error
 
 
 def has_own_model(run: str | Path) -> bool:
@@ -187,10 +199,10 @@ def has_own_model(run: str | Path) -> bool:
 
 
 def check_run(run: str | Path, module: nn.Module, model: str | Path) -> None:
-    """Check that a run has an adapter and that it belongs to this base model, by sampled weights.
+    """Check that a run has an adapter, that its files belong together, and that it belongs to this base model.
 
-    An adapter without such samples, as PEFT saves it, is checked when it is loaded: by its shapes, and by the
-    fingerprints of SSVD and SVFT.
+    Only a run states a fingerprint of its whole base model. Of an adapter that PEFT saved, the shapes are compared and,
+    when it is loaded, the fingerprints of SSVD and SVFT.
 
     Args:
         run: A run folder, or a PEFT adapter.
@@ -202,30 +214,27 @@ def check_run(run: str | Path, module: nn.Module, model: str | Path) -> None:
     """
     if has_own_model(run):
         return
-    adapter_folder(run)
-    if not _is_run_folder(run):
-        return
+    folder = adapter_folder(run)
+    if _is_run_folder(run):
+        _check_base(run, folder, module, model)
+    with _reasons_in_words(run, model):
+        check_adapter(module, folder)
+
+
+def _check_base(run: str | Path, folder: Path, module: nn.Module, model: str | Path) -> None:
     try:
-        stored = json.loads((Path(run) / "base.json").read_text(encoding="utf-8"))
-        expected = {name: torch.tensor(values).reshape(SAMPLES) for name, values in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{run}/base.json cannot be read ({error}); copy the run folder whole.") from error
-    if not _matches(module, expected):
+        stored = read_json(Path(run) / BASE)
+        differing = differing_weight(module, stored)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run}/{BASE} cannot be read ({error}); copy the run folder whole.") from error
+    if differing is not None:
         raise UserError(
             f"The adapter of {run} was trained on another base model than {model}: use the one that its config.yaml "
-            f"names ({read_config(run).get('model')}), with the weights that it had at the time."
+            f"names ({read_config(run).get('model')}), with the weights that it had at the time. {differing} differs."
         )
-
-
-def _matches(module: nn.Module, expected: Mapping[str, torch.Tensor]) -> bool:
-    """Return whether a model has these samples of its weights."""
-    if not expected.keys() <= dict(module.named_modules()).keys():
-        return False
-    samples = sample_weights(module, list(expected))
-    return all(
-        (torch.tensor(samples[name]) - values).abs().max() <= TOLERANCE * values.abs().max()
-        for name, values in expected.items()
-    )
+    with _reasons_in_words(run, model):
+        if not belongs_to_base(folder, stored):
+            raise ValueError(f"the run's {BASE} is that of another adapter; copy the run folder whole")
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
