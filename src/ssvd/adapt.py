@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from ssvd.errors import StoppedError, UserError
-from ssvd.files import is_disk_error, write_json, write_whole
+from ssvd.files import exclusive, is_disk_error, write_json, write_whole
 from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ssvd.methods import Budget, apply_method, find_method, linear_shapes, parameters, trainable_parameters
 from ssvd.recognisers.loading import Recogniser, load_model
@@ -30,6 +30,8 @@ from ssvd_options import AdaptOptions
 
 __all__ = ["AdaptOptions", "Epoch", "RunResult", "adapt"]
 
+_LOCK = "run.lock"  # of the operating system, which drops it with the process
+
 # 4 ||K||^2 of the approximate form: at 0.1 the rotated directions are stretched by up to 5 %.
 ORTHOGONALITY_LIMIT = 0.1
 
@@ -47,14 +49,22 @@ def adapt(options: AdaptOptions | None, run: Path, *, resume: bool = False, prog
         progress: What the run reports to.
 
     Raises:
-        UserError: Options or data are bad, the loss became infinite or undefined, the disk is full, or the run was
-            interrupted. What was computed before is kept in `run`.
+        UserError: Options or data are bad, the loss became infinite or undefined, the disk is full, the run was
+            interrupted, or another process computes it. What was computed before is kept in `run`.
     """
     options = _options_of_run(options, run, resume)
     forget_peak_memory(pick_device(options.device))
     if (run / "result.json").is_file():
         progress.say(f"{run} is complete already.")
         return RunResult.read(run / "result.json")
+    with exclusive(run, _LOCK):
+        if not resume:
+            _check_new(run)  # another process may have finished a run in it
+        return _fine_tune(options, run, progress)
+
+
+def _fine_tune(options: AdaptOptions, run: Path, progress: Progress) -> RunResult:
+    """Fine-tune a recogniser in a folder that no other process uses, from its last state where there is one."""
     last = run / "checkpoints" / "last.ckpt"
     speech = load_model(options.model, window=options.window, language=options.language)
     layers = speech.adaptable_layers()
@@ -90,8 +100,8 @@ def _options_of_run(options: AdaptOptions | None, run: Path, resume: bool) -> Ad
     """Return the options, checked, and those of the run itself where it is resumed."""
     if options is None and not resume:
         raise ValueError("a new run needs options")
-    if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"{run} is not empty: resume the run in it, or give another folder.")
+    if not resume:
+        _check_new(run)
     stored = checked_options(read_config(run), f"{run}/config.yaml: ") if resume else None
     if options is None:
         assert stored is not None
@@ -101,6 +111,11 @@ def _options_of_run(options: AdaptOptions | None, run: Path, resume: bool) -> Ad
         former = ", ".join(f"{name} was {getattr(stored, name)!r}" for name in names)
         raise UserError(f"{run} was begun with other options ({former}): resume it with those, or start a new run.")
     return options
+
+
+def _check_new(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or any(path.name != _LOCK for path in run.iterdir())):
+        raise UserError(f"{run} is not empty: resume the run in it, or give another folder.")
 
 
 def _check_budget(speech: Recogniser, layers: list[str], options: AdaptOptions) -> None:

@@ -7,6 +7,7 @@ output may be an input, and what a command did not write itself is not replaced 
 import errno
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Generic, TypeVar
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from ssvd.documents import checked, parse_json
@@ -22,6 +24,7 @@ from ssvd.errors import UserError
 Row = TypeVar("Row", bound=BaseModel)
 
 _STAGING = ".ssvd-partial"  # the folder in which files wait until all of them are written
+_LOCK = ".ssvd-lock"
 
 
 @contextmanager
@@ -31,9 +34,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         with path.open("wb") as file:
             yield file
         return
-    partial = path.with_name(path.name + ".partial")
+    # A name of its own, as a file of the user's, or of another process, may have any other.
+    partial = path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             yield file
         partial.replace(path)
     except BaseException:
@@ -71,17 +75,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         UserError: `path` is neither new nor empty; what a killed process left of such a block does not count.
     """
     check_new(path)
-    existed = path.exists()
-    try:
-        with _staging(path) as staging:
-            yield staging
-            for part in list(staging.iterdir()):
-                part.rename(path / part.name)
-    except BaseException:
-        if not existed:
-            with suppress(OSError):
-                path.rmdir()
-        raise
+    with _staging(path) as staging:
+        yield staging
+        for part in list(staging.iterdir()):
+            part.rename(path / part.name)
 
 
 def check_new(path: Path) -> None:
@@ -90,7 +87,7 @@ def check_new(path: Path) -> None:
     Raises:
         UserError: It is not.
     """
-    if path.exists() and (not path.is_dir() or any(part.name != _STAGING for part in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(part.name not in (_STAGING, _LOCK) for part in path.iterdir())):
         raise UserError(f"{path} is not empty; give a new folder.")
 
 
@@ -160,15 +157,46 @@ def check_not_input(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 
 @contextmanager
+def exclusive(folder: Path, lock: str) -> Iterator[None]:
+    """Keep other processes out of a folder for as long as the block lasts.
+
+    The folder is made, and removed again if it stays empty.
+
+    Args:
+        folder: The folder.
+        lock: Name of a file in it that the operating system locks, and unlocks when the process ends.
+
+    Raises:
+        UserError: Another process is in it.
+    """
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another process works in {folder}: wait for it, or give another folder.") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it is not empty, or somebody has removed it
+            (folder / lock).unlink()
+            if not existed:
+                folder.rmdir()
+        held.release()
+
+
+@contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
     """Make a folder inside of another one, in the same file system, for as long as the block lasts."""
     staging = folder / _STAGING
-    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with exclusive(folder, _LOCK):
+        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

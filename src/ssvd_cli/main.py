@@ -1,5 +1,6 @@
 """The command `ssvd`: its options and commands, which are imported when they are called."""
 
+import io
 import sys
 import warnings
 from collections.abc import Mapping
@@ -61,6 +62,9 @@ def _options(
 
 def main() -> None:
     """Run the command line; a mistake of the user is one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may not be UTF-8
     warnings.filterwarnings("ignore", category=FutureWarning)  # such warnings of libraries are for programmers
     try:
         app(prog_name="ssvd")

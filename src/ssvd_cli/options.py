@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+LARGEST = 1_000_000_000  # count: within it nothing overflows
+
 
 def finite(value: float | None) -> float | None:
     """Return a number that is finite.
@@ -38,9 +40,9 @@ Fallback = Annotated[
     bool, typer.Option(help="Decode repetitive Whisper output again at higher temperatures, as OpenAI's decoder does.")
 ]
 DecodingSeed = Annotated[int, typer.Option(help="Random seed of the fallback's sampling.")]
-Beams = Annotated[int, typer.Option(min=1, help="Width of the beam search; 1 is greedy search.")]
+Beams = Annotated[int, typer.Option(min=1, max=LARGEST, help="Width of the beam search; 1 is greedy search.")]
 Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda or mps.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Number of utterances per batch.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=LARGEST, help="Number of utterances per batch.")]
 Budget = Annotated[
     str,
     typer.Option(

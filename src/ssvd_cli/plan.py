@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ssvd_cli.options import Budget, Json
+from ssvd_cli.options import LARGEST, Budget, Json
 from ssvd_cli.terminal import console, in_bytes
 
 
@@ -16,7 +16,7 @@ def plan(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, config.json or hub name; the weights are not read.")],
     budget: Budget = "p=0.4",
     tokens: Annotated[
-        int, typer.Option(min=1, help="Number of tokens per training step, for counting operations.")
+        int, typer.Option(min=1, max=LARGEST, help="Number of tokens per training step, for counting operations.")
     ] = 8000,
     as_json: Json = False,
 ) -> None:

@@ -4,6 +4,7 @@ A grid can be killed and started again, and run by several processes at once: fi
 work in progress by a lock that the operating system drops with the process.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -269,8 +270,8 @@ def _reachable(grid: Grid, out: Path, device: str, progress: Progress) -> list[G
 
 def _check_folder(out: Path) -> None:
     """Refuse a folder that holds something else than results."""
-    of_a_start = {_PREPARE_LOCK, "grid.yaml", "grid.yaml.partial"}  # of another process that has just started
-    others = out.exists() and (not out.is_dir() or any(path.name not in of_a_start for path in out.iterdir()))
+    of_a_start = re.compile(rf"{_PREPARE_LOCK}|grid\.yaml(\.\w+\.partial)?")  # of a process that has just started
+    others = out.exists() and (not out.is_dir() or any(not of_a_start.fullmatch(path.name) for path in out.iterdir()))
     if others and not (out / "grid.yaml").is_file():
         raise UserError(f"{out} is not empty and holds no results: choose another folder.")
 

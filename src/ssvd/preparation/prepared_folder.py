@@ -31,6 +31,7 @@ from ssvd.errors import UserError, shortened
 from ssvd.files import (
     check_not_input,
     check_own,
+    exclusive,
     replaced_files,
     state_of,
     write_json,
@@ -49,6 +50,7 @@ _FILES = (
     "prepared.json",
 )
 _CHECKSUMS = "prepared.sha256"
+_LOCK = "prepare.lock"
 
 
 class PartSize(TypedDict):
@@ -137,8 +139,14 @@ class Preparation:
         """
         options = self._recorded_options()
         earlier = self._earlier_record(out, options)
-        if earlier is not None:
-            return Prepared(earlier, [], already=True)
+        if earlier is None:
+            with exclusive(out, _LOCK):
+                earlier = self._earlier_record(out, options)  # of another process, which has just finished
+                if earlier is None:
+                    return self._write(out, options, build)
+        return Prepared(earlier, [], already=True)
+
+    def _write(self, out: Path, options: dict[str, Any], build: Callable[[], UtterancesByPart]) -> Prepared:
         check_not_input([out / name for name in _FILES], [*files_of(self.source), *self.lists])
         check_own(out, _FILES, _CHECKSUMS)
         utterances = build()

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssvd_cli.data.corpus import CorpusNames
-from ssvd_cli.options import Json, Language, finite
+from ssvd_cli.options import LARGEST, Json, Language, finite
 from ssvd_cli.terminal import console, list_notes, progress
 
 
@@ -38,9 +38,11 @@ def check(
         Path | None, typer.Option(help="Folder for all findings, from which an interrupted check continues.")
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Number of processes.", show_default="number of cores")
+        int, typer.Option(min=1, max=1024, help="Number of processes.", show_default="number of cores")
     ] = os.cpu_count() or 1,
-    show: Annotated[int, typer.Option(min=0, help="Number of examples to print of each kind of finding.")] = 5,
+    show: Annotated[
+        int, typer.Option(min=0, max=LARGEST, help="Number of examples to print of each kind of finding.")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Find what is wrong with corpora.

@@ -6,13 +6,13 @@ import typer
 
 from ssvd_cli.data.corpus import CorpusName, CutsFile, DrawSeed, check_cuts_file, read
 from ssvd_cli.divisions import write_parts
-from ssvd_cli.options import SkipBad, finite
+from ssvd_cli.options import LARGEST, SkipBad, finite
 
 
 def sample(
     corpus: CorpusName,
     out: CutsFile,
-    utterances: Annotated[int | None, typer.Option(min=1, help="Number of utterances to draw.")] = None,
+    utterances: Annotated[int | None, typer.Option(min=1, max=LARGEST, help="Number of utterances to draw.")] = None,
     hours: Annotated[
         float | None, typer.Option(min=0, callback=finite, help="Maximum number of hours to draw.")
     ] = None,

@@ -7,18 +7,18 @@ from typing import Annotated
 import typer
 
 from ssvd_cli.data.corpus import CorpusName, read
-from ssvd_cli.options import SkipBad, Where
+from ssvd_cli.options import LARGEST, SkipBad, Where
 from ssvd_cli.terminal import console, progress
 
 
 def shards(
     corpus: CorpusName,
     out: Annotated[Path, typer.Argument(help="Folder to write, which `ssvd` and Lhotse read as a corpus.")],
-    size: Annotated[int, typer.Option(min=1, help="Number of utterances per file.")] = 500,
+    size: Annotated[int, typer.Option(min=1, max=LARGEST, help="Number of utterances per file.")] = 500,
     where: Where = [],
     seed: Annotated[int, typer.Option(help="Random seed of the order of the utterances.")] = 0,
     workers: Annotated[
-        int, typer.Option(min=1, help="Number of threads.", show_default="number of cores")
+        int, typer.Option(min=1, max=1024, help="Number of threads.", show_default="number of cores")
     ] = os.cpu_count() or 1,
     skip_bad: SkipBad = False,
 ) -> None:
