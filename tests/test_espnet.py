@@ -231,6 +231,25 @@ def test_what_cannot_be_learnt_is_said(owsm, cuts, cut_of):
         speech.collate([cut_of(samples, "")])
 
 
+@pytest.mark.parametrize("mark", ["<eng>", "<asr>", "<notimestamps>", "<0.00>", "<sos>", "<na>", "<|nl|>", "<unk>"])
+def test_prompts_within_texts_are_not_learnt_as_if_they_were_spoken(owsm, owsm_ctc, cuts, cut_of, mark):
+    samples = load_audio(cuts[0], 16000)
+    for speech in (load_model(owsm), load_model(owsm_ctc, language="en")):
+        for text in (f"{mark} the fish", f"the fish{mark}"):
+            assert f"holds {mark}, a mark for models" in speech.check(cut_of(samples, text))
+
+
+def test_the_text_before_is_none_where_espnet_says_so_and_has_no_marks(owsm, cuts, cut_of):
+    speech = load_model(owsm)
+    cut = cut_of(load_audio(cuts[0], 16000), "the fish")
+    without = speech.collate([cut]).labels["text_prev"]
+    for previous, stated in (("<na>", True), (" ", True), ("a cat", False)):
+        cut.supervisions[0].custom = {"text_prev": previous}
+        assert torch.equal(speech.collate([cut]).labels["text_prev"], without) == stated
+    cut.supervisions[0].custom = {"text_prev": "<eng><asr> a cat"}
+    assert "holds <eng>" in speech.check(cut)
+
+
 def test_owsm_ctc_learns_and_decodes(owsm_ctc, cuts):
     speech = load_model(owsm_ctc, language="en")
     batch = speech.collate(cuts[:3])
@@ -282,6 +301,69 @@ def test_every_tensor_is_accounted_for(owsm, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"cannot be read"):
         load_model(folder)
+
+
+def test_weights_that_are_not_finite_or_no_tensors_are_refused(owsm, tmp_path):
+    folder = _copied(owsm, tmp_path)
+    file = folder / "exp/s2t/model.pth"
+    state = torch.load(file, weights_only=True)
+    name = "decoder.embed.0.weight"
+    state[name][3, 0] = float("nan")
+    torch.save(state, file)
+    with pytest.raises(UserError, match=rf"not all finite numbers, those of {name}"):
+        load_model(folder)
+    for content in ([1, 2], {"model": state}, torch.zeros(3)):
+        torch.save(content, file)
+        with pytest.raises(UserError, match="no tensors by name"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["preprocessor_conf"].update(fs=8000), "the sampling rate (16000 in frontend_conf, 8000 in"),
+        (lambda c: c["frontend_conf"].update(fs="8k"), "the sampling rate (8000.0 in frontend_conf, 16000 in"),
+        (lambda c: c["frontend_conf"].update(n_mels=64), "size mismatch"),
+        (lambda c: c["frontend_conf"].update(hop_length=-1), "config.yaml"),
+        (lambda c: c["token_list"].__setitem__(30, c["token_list"][31]), "twice"),
+        (lambda c: c["token_list"].__setitem__(2, "<?>"), "<na>"),
+        (lambda c: c["token_list"].__setitem__(c["token_list"].index("<asr>"), "<?>"), "token_list lacks <asr>"),
+        (lambda c: c["token_list"].__setitem__(c["token_list"].index("<eng>"), "<?>"), "has no language"),
+        (lambda c: c["token_list"].append("zork"), "size mismatch"),
+        (lambda c: c["token_list"].insert(0, c["token_list"].pop(1)), "the blank (0 in the network, 1 in token_list)"),
+        (
+            lambda c: c.update(
+                token_list=[f"t{n}" if n > 100 and t.isalpha() else t for n, t in enumerate(c["token_list"])]
+            ),
+            "pieces of its bpemodel",
+        ),
+        (lambda c: c["preprocessor_conf"].update(notime_symbol="<none>"), "token_list lacks <none>"),
+        (lambda c: c["preprocessor_conf"].update(speech_length="long"), "config.yaml"),
+        (lambda c: c["preprocessor_conf"].update(speech_length=1e9), "speech_length is 1000000000.0"),
+        (lambda c: c.update(preprocessor_conf=None), "config.yaml"),
+        (lambda c: c.update(normalize_conf=3), "config.yaml"),
+        (lambda c: c.update(bpemodel=None), "bpemodel is None"),
+        (lambda c: c.update(token_type=7), "config.yaml"),
+    ],
+)
+def test_parts_that_disagree_are_refused(owsm, tmp_path, change, said):
+    folder = _copied(owsm, tmp_path)
+    file = folder / "exp/s2t/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    change(config)
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError) as error:
+        load_model(folder)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[", "- a", "a: 2024-13-45", "[" * 3000, "a: !!bool maybe", "\x00"])
+def test_damaged_yaml_is_told(owsm, tmp_path, text):
+    folder = _copied(owsm, tmp_path)
+    for name in ("exp/s2t/config.yaml", "meta.yaml"):
+        (folder / name).write_text(text)
+        with pytest.raises(UserError, match=name):
+            load_model(folder)
 
 
 def test_a_checkpoint_is_found_in_the_layouts_that_exist(owsm, tmp_path):

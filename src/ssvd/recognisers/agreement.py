@@ -20,6 +20,7 @@ from ssvd.errors import UserError
 
 MARK = re.compile(r"<[^<>\s]+>")  # <|nl|>, <eng>, <s>: no model writes what it is told in this way
 ENGLISH_VOCABULARY = 51_864  # of OpenAI's English-only models, whose tokenizer has those of all languages too
+MOST_LAYERS = 1000  # of a network that anyone trained; a damaged config may state any number
 # Of a feature extractor: what decides on the features, and may stand in two files.
 _FEATURE_FIELDS = (
     "sampling_rate",

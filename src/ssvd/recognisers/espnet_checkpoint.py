@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 from ssvd.errors import UserError
-from ssvd.recognisers.agreement import check_finite
+from ssvd.recognisers.agreement import MOST_LAYERS, check_finite
 
 # ESPnet pins old versions of what it needs, so pip cannot install it with its dependencies beside a recent torch.
 SETUP = "pip install --no-deps espnet==202511 && pip install 'ssvd[espnet]' (in a clone: make setup-espnet)."
@@ -124,8 +124,10 @@ class Checkpoint:
         if self.weights_file is None:
             raise UserError(f"There are no weights (.pth) beside {self.config_file}.")
         config = self.absolute()
+        state = _read_weights(self.weights_file)
+        _check_shapes(self.outline(), state, self.weights_file)  # a damaged config may state any size
         network = self._build(config)
-        load_weights(network, self.weights_file)
+        _load(network, state, self.weights_file)
         return network.float().eval(), argparse.Namespace(**config)
 
     def _build(self, config: dict[str, Any]) -> nn.Module:
@@ -136,6 +138,9 @@ class Checkpoint:
             )
         task = self.task()
         try:
+            for part in config.values():
+                if isinstance(part, dict) and part.get("num_blocks", 0) > MOST_LAYERS:
+                    raise ValueError(f"num_blocks is {part['num_blocks']}")
             return task.build_model(argparse.Namespace(**config))
         except UserError:
             raise
@@ -187,12 +192,12 @@ def find_checkpoint(path: Path) -> Checkpoint | None:
     if (path / "meta.yaml").is_file():
         meta = _read_yaml(path / "meta.yaml")
         try:
-            config, weights = meta["yaml_files"]["s2t_train_config"], meta["files"]["s2t_model_file"]
-            return _checkpoint(path / config, path / weights)
+            config, weights = path / meta["yaml_files"]["s2t_train_config"], path / meta["files"]["s2t_model_file"]
         except (KeyError, TypeError):
             raise UserError(
                 f"{path}/meta.yaml names no speech-to-text model (s2t_train_config, s2t_model_file)."
             ) from None
+        return _checkpoint(config, weights)
     configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.glob("exp/*/config.yaml"))
     found = [(config, weights) for config in configs for weights in sorted(config.parent.glob("*.pth"))]
     if not found:
@@ -217,7 +222,7 @@ def _checkpoint(config_file: Path, weights_file: Path | None) -> Checkpoint:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # such as of dates that do not exist
+    except Exception as error:  # whatever Python raises for a date, a number or a tag
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold fields by name.")
@@ -240,6 +245,10 @@ def load_weights(network: nn.Module, file: Path) -> None:
     Raises:
         UserError: The file cannot be read, it does not hold exactly the network's tensors, or not all are finite.
     """
+    _load(network, _read_weights(file), file)
+
+
+def _read_weights(file: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has many
@@ -249,6 +258,10 @@ def load_weights(network: nn.Module, file: Path) -> None:
         raise UserError(
             f"The weights {file} are no tensors by name, as ESPnet's models are: give the model's own file."
         )
+    return state
+
+
+def _load(network: nn.Module, state: dict[str, torch.Tensor], file: Path) -> None:
     expected = network.state_dict().keys()
     state = _renamed(state, expected)
     missing, extra = expected - state.keys(), state.keys() - expected
@@ -258,12 +271,19 @@ def load_weights(network: nn.Module, file: Path) -> None:
             f"{file} {what} (missing: {len(missing)}, too many: {len(extra)}): weights and config.yaml "
             "must be of one model, without adapters."
         )
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n")[1].split())
-        raise UserError(f"{file} does not fit its config.yaml: {reason}") from None
+    _check_shapes(network, state, file)
+    network.load_state_dict(state)
     check_finite(str(file), network)
+
+
+def _check_shapes(network: nn.Module, state: dict[str, torch.Tensor], file: Path) -> None:
+    expected = network.state_dict()
+    for name, tensor in _renamed(state, expected).items():
+        if name in expected and tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{file} does not fit its config.yaml (size mismatch): {name} has the shape {tuple(tensor.shape)}, and "
+                f"the network {tuple(expected[name].shape)}."
+            )
 
 
 def _renamed(state: dict[str, torch.Tensor], expected: Any) -> dict[str, torch.Tensor]:

@@ -38,6 +38,7 @@ from ssvd.recognisers.spec_augment import SpecAugment
 PADDING = -1  # of labels, as in ESPnet
 SYMBOLS_OF_THREE = {"asr", "eos", "sop", "sos", "unk"}  # of the vocabulary's <xxx>, those that are no language
 TOKENS_PER_SECOND = 15  # faster than people speak
+LONGEST = 600  # seconds of a window; OWSM has 30
 
 
 class EspnetBatch(NamedTuple):
@@ -80,23 +81,9 @@ class Owsm(Recogniser):
         task: str = "transcribe",
     ) -> None:
         self._checkpoint = checkpoint
-        self._network: Any
-        self._network, self._options = checkpoint.network()
-        self.module = self._network
-        self._network.specaug = None  # only what is asked for
         file = checkpoint.config_file
         with reading(str(file), "copy it, and the bpemodel that it names, from where the checkpoint comes from"):
-            check_owsm(str(file), self._network, checkpoint.config, _pieces(self._options.bpemodel))
-            preprocessing = self._options.preprocessor_conf
-            self.sampling_rate = int(preprocessing.get("fs", 16000))
-            own = float(preprocessing.get("speech_length", 30))
-        if window is not None and not 0.5 <= window <= own:
-            raise UserError(f"The window must be between 0.5 s and the model's own {own:g} s, not {window:g} s.")
-        self.window = window or own
-        preprocessing["speech_length"] = self.window  # the search pads to it
-        self._samples = round(self.window * self.sampling_rate)
-        self._search = self._build_search(1)
-        self._ids: dict[str, int] = self._search.converter.token2id
+            self._load(checkpoint, window)
         tokens = (re.fullmatch(r"<([a-z]{3})>", token) for token in self._ids)
         self._languages = {match[1] for match in tokens if match and match[1] not in SYMBOLS_OF_THREE}
         if not self._languages:
@@ -107,6 +94,28 @@ class Owsm(Recogniser):
         self._task = "<asr>" if task == "transcribe" else "<st_eng>"
         if task not in ("transcribe", "translate") or self._task not in self._ids:
             raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
+
+    def _load(self, checkpoint: Checkpoint, window: float | None) -> None:
+        """Read network, vocabulary and window, which must agree; whatever is raised is the fault of a file."""
+        self._network: Any
+        self._network, self._options = checkpoint.network()
+        self.module = self._network
+        self._network.specaug = None  # only what is asked for
+        check_owsm(str(checkpoint.config_file), self._network, checkpoint.config, _pieces(self._options.bpemodel))
+        preprocessing = self._options.preprocessor_conf
+        self.sampling_rate = int(preprocessing.get("fs", 16000))
+        own = float(preprocessing.get("speech_length", 30))
+        if not 0.5 <= own <= LONGEST:
+            raise ValueError(f"speech_length is {own}")
+        if window is not None and not 0.5 <= window <= own:
+            raise UserError(f"The window must be between 0.5 s and the model's own {own:g} s, not {window:g} s.")
+        self.window = window or own
+        preprocessing["speech_length"] = self.window  # the search pads to it
+        self._samples = round(self.window * self.sampling_rate)
+        self._search = self._build_search(1)
+        self._ids: dict[str, int] = self._search.converter.token2id
+        self._tokens("a")  # a damaged vocabulary fails here, a damaged frontend there
+        self._network._extract_feats(torch.zeros(1, self.sampling_rate), torch.tensor([self.sampling_rate]))
 
     @classmethod
     def outline(cls, checkpoint: Checkpoint) -> tuple[nn.Module, list[str]]:
@@ -401,6 +410,8 @@ class _Masked(nn.Module):
 
 def _pieces(bpemodel: str) -> list[str]:
     """Return what a SentencePiece model cuts texts into, without what stands for unknown and control symbols."""
+    if not isinstance(bpemodel, str):
+        raise ValueError(f"bpemodel is {bpemodel!r}")
     model = sentencepiece.SentencePieceProcessor(model_file=bpemodel)
     return [model.id_to_piece(n) for n in range(len(model)) if not model.is_unknown(n) and not model.is_control(n)]
 

@@ -13,9 +13,8 @@ from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ssvd.errors import UserError
-from ssvd.recognisers.agreement import check_finite, reading
+from ssvd.recognisers.agreement import MOST_LAYERS, check_finite, reading
 
-MOST_LAYERS = 1000  # of a network that anyone trained; a damaged config may state any number
 # Used by training without labels and by masking only: the published wav2vec2-base-960h lacks the first.
 _MASKING = re.compile(r"(^|\.)masked_spec_embed$")
 _PRETRAINING = re.compile(r"(^|\.)(masked_spec_embed$|(quantizer|project_q|project_hid)\.)")
