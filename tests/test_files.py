@@ -204,9 +204,10 @@ def test_a_file_that_is_no_journal_is_refused_and_kept(tmp_path, content):
         ("a: !!timestamp never", "line 1: 'never' is no timestamp"),
         ("a: !!int ''", "line 1: '' is no int"),
         ("[" * 1000, "nested too deeply"),
+        ("[" * 200_000, "nested too deeply"),  # more than libyaml bears
         ("- " * 1000, "nested too deeply"),
         ("? [1]\n: 2", "line 1: .*unhashable key"),
-        ("a: *b", "line 1: found undefined alias 'b'"),
+        ("a: *b", "line 1: found undefined alias"),
         ("a\x00b", "unacceptable character"),
         ('a: "\\ud83d"', "half a character"),
         (b"\xff\xfea", "can't decode byte"),

@@ -14,6 +14,7 @@ from ssvd.errors import shortened
 
 Value = TypeVar("Value")
 
+_DEEPEST = 100  # levels of YAML
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -45,9 +46,8 @@ def parse_yaml(text: str | bytes) -> Any:
     if _ESCAPED_HALF.search(text):
         raise ValueError("it holds half a character, an escaped surrogate")
     try:
+        _check_depth(text)
         return yaml.load(text, _Loader)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         place = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise ValueError(f"{place}{' '.join(filter(None, [error.context, error.problem]))}") from None
@@ -55,13 +55,25 @@ def parse_yaml(text: str | bytes) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-class _Loader(yaml.SafeLoader):
+def _check_depth(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, _FAST_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+
+
+# That of libyaml; it crashes on deep nesting.
+_FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_FAST_LOADER):
     """PyYAML's loader of plain data, which names the line of impossible values too."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (yaml.YAMLError, RecursionError):
+        except yaml.YAMLError:
             raise
         except Exception:  # whatever Python raises for a date, a number or a tag
             problem = f"{shortened(node.value)} is no {node.tag.rpartition(':')[2]}"

@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import nn
 
+from ssvd.documents import read_yaml
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import MOST_LAYERS, check_finite
 
@@ -221,9 +222,9 @@ def _checkpoint(config_file: Path, weights_file: Path | None) -> Checkpoint:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except Exception as error:  # whatever Python raises for a date, a number or a tag
-        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
+        values = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not YAML ({error}).") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold fields by name.")
     return values
