@@ -1,5 +1,6 @@
 """Fine-tune a pretrained recogniser on a corpus by one of the methods, into a run folder."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from ssvd.errors import StoppedError, UserError
 from ssvd.files import exclusive, is_disk_error, write_json, write_whole
 from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ssvd.methods import Budget, apply_method, find_method, linear_shapes, parameters, trainable_parameters
+from ssvd.processes import was_interrupted
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.training.augmentation import Augmenter
@@ -77,7 +79,7 @@ def _fine_tune(options: AdaptOptions, run: Path, progress: Progress) -> RunResul
     learning_rate = options.learning_rate or find_method(options.method).learning_rate
     training = Adaptation(speech, options, data, augmenter, run, progress, learning_rate)
     trainer = build_trainer(options, run, progress)
-    with _stops_in_words(run):
+    with _interrupts_in_words(run), _stops_in_words(run):
         if not last.is_file():
             (run / "data").mkdir(parents=True, exist_ok=True)
             write_whole(run / "config.yaml", yaml.safe_dump(options.model_dump(), sort_keys=False))
@@ -134,12 +136,26 @@ def _make_trainable(speech: Recogniser, layers: list[str], options: AdaptOptions
 
 
 @contextmanager
-def _stops_in_words(run: Path) -> Iterator[None]:
-    """Turn what stops a run from outside into a sentence on how to continue."""
+def _interrupts_in_words(run: Path) -> Iterator[None]:
+    """Turn Ctrl-C, and what it causes, into a sentence on how to continue."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit:  # Lightning's answer to Ctrl-C and to the termination signal
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        # Lightning exits on Ctrl-C and on the termination signal, or fails to clean up what is only half set up.
+        if not (isinstance(error, SystemExit) or was_interrupted(error)):
+            raise
         raise StoppedError("Interrupted", f"resume the run in {run} to continue") from None
+    finally:
+        if signal.getsignal(signal.SIGINT) is not handler:  # Lightning ignores Ctrl-C from then on
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _stops_in_words(run: Path) -> Iterator[None]:
+    """Turn what else stops a run from outside into a sentence on how to continue."""
+    try:
+        yield
     except UserError as error:  # one from a worker process has its traceback in front
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("ssvd.errors.UserError: ")) from error
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -32,6 +32,8 @@ def in_a_sentence(error: Exception) -> str | None:
         return "This user has no home folder, where caches are kept: set the environment variable HOME to a folder."
     if isinstance(error, UnicodeEncodeError):
         return f"A name or text holds bytes that are not UTF-8 ({error.reason}); rename the file or correct the text."
+    if _was_interrupted(error):
+        return "Interrupted."
     if isinstance(error, OSError) and error.strerror is not None:  # a file that the user named, or a full disk
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     files = sys.modules.get("ssvd.files")
@@ -44,6 +46,12 @@ def _is_user_error(error: Exception) -> bool:
     """Return whether this is a `ssvd.errors.UserError`; none can have been raised where that is not imported."""
     module = sys.modules.get("ssvd.errors")
     return module is not None and isinstance(error, module.UserError)
+
+
+def _was_interrupted(error: Exception) -> bool:
+    """Return whether this came of Ctrl-C, which some libraries stumble over."""
+    module = sys.modules.get("ssvd.processes")
+    return module is not None and module.was_interrupted(error)
 
 
 def _missing_package(error: ModuleNotFoundError) -> str | None:

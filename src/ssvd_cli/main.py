@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from ssvd_cli.errors import in_a_sentence
+from ssvd_cli.interrupts import lasting_interrupts
 from ssvd_cli.lazy import Entry, LazyGroup
 from ssvd_cli.terminal import errors
 
@@ -67,7 +68,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # names of files may not be UTF-8
     warnings.filterwarnings("ignore", category=FutureWarning)  # such warnings of libraries are for programmers
     try:
-        app(prog_name="ssvd")
+        with lasting_interrupts():
+            app(prog_name="ssvd")
     except SystemExit as error:
         if error.code == 130:  # Typer's answer to Ctrl-C
             errors.print("Interrupted.")
