@@ -178,12 +178,28 @@ def test_a_damaged_record_is_named_and_the_rest_goes_on(values, tmp_path):
     ],
 )
 def test_the_search_goes_on_while_the_best_rate_lies_on_the_edge(outcomes, expected):
-    assert rates_to_try([1e-3, 3e-3, 1e-2], 2, outcomes) == expected
+    assert rates_to_try([1e-3, 3e-3, 1e-2], 2, False, outcomes) == expected
 
 
 def test_one_rate_is_no_search():
-    assert rates_to_try([1e-3], 2, {}) == [1e-3]
-    assert rates_to_try([1e-3], 2, {1e-3: 0.2}) == []
+    assert rates_to_try([1e-3], 2, True, {}) == [1e-3]
+    assert rates_to_try([1e-3], 2, True, {1e-3: 0.2}) == []
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ({1e-3: 0.4, 3e-3: 0.3}, [1e-2]),
+        ({1e-3: 0.4, 3e-3: 0.3, 1e-2: 0.35}, [1.5e-3, 6e-3]),
+        ({1e-3: 0.4, 3e-3: 0.3, 1e-2: 0.35, 1.5e-3: 0.2}, [6e-3]),
+        ({1e-3: 0.4, 3e-3: 0.3, 1e-2: 0.35, 1.5e-3: 0.2, 6e-3: 0.4}, []),
+        ({1e-3: 0.5, 3e-3: 0.4, 1e-2: 0.3}, [3e-2]),
+        ({1e-3: 0.5, 3e-3: 0.4, 1e-2: 0.3, 3e-2: 0.31}, [5e-3, 2e-2]),
+        ({1e-3: None, 3e-3: None, 1e-2: None, 3.3e-4: None}, []),
+    ],
+)
+def test_half_and_twice_the_best_rate_are_tried_at_the_end(outcomes, expected):
+    assert rates_to_try([1e-3, 3e-3, 1e-2], 1, True, outcomes) == expected
 
 
 def test_of_equal_rates_the_lower_is_chosen():

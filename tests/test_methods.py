@@ -188,6 +188,52 @@ def test_alpha_is_twice_the_rank_of_lora():
     assert (config.r, config.lora_alpha) == (5, 10)
 
 
+def test_rslora_divides_by_the_root_of_the_rank():
+    layer = apply_method(Model(), "rslora", LAYERS, Budget("rank", 4)).base_model.model.encoder["q"]
+    assert layer.scaling["default"] == 16 / 4**0.5
+
+
+def test_lora_plus_trains_b_at_sixteen_times_the_rate_and_loses_no_parameter():
+    module = apply_method(Model(), "lora+", LAYERS, Budget("rank", 4))
+    usual, faster = METHODS["lora+"].rate_groups(module, 1e-3)
+    assert (usual["lr"], faster["lr"]) == (1e-3, 16e-3)
+    of_b = {id(p) for name, p in module.named_parameters() if "lora_B" in name}
+    assert {id(p) for p in faster["params"]} == of_b
+    assert len(usual["params"]) == len(of_b) == len(LAYERS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_groups_of_an_optimiser_hold_what_is_trained_in_order(name):
+    module = apply_method(Model(), name, LAYERS, Budget.parse(_budget(name)))
+    groups = METHODS[name].rate_groups(module, 0.5)
+    trained = [id(p) for p in module.parameters() if p.requires_grad]
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert sorted(listed) == sorted(trained)
+    if name != "lora+":
+        assert listed == trained and {group["lr"] for group in groups} <= {0.5}
+
+
+def test_mica_trains_the_inputs_of_the_minor_components():
+    base = Model()
+    U = torch.linalg.svd(base.encoder["q"].weight.detach())[0][:, -4:]
+    module = perturbed(apply_method(base, "mica", LAYERS, Budget("rank", 4)))
+    layer = module.base_model.model.encoder["q"]
+    torch.testing.assert_close(layer.lora_B["default"].weight, U)
+    assert layer.lora_A["default"].weight.requires_grad and not layer.lora_B["default"].weight.requires_grad
+    assert layer.lora_A["default"].weight.abs().max() > 0
+
+
+def test_osf_learns_nothing_along_the_leading_directions(x):
+    base = Model()
+    U, _, Vh = torch.linalg.svd(base.encoder["q"].weight.detach())
+    module = perturbed(apply_method(base, "osf", LAYERS, Budget("rank", 4)))
+    module(x).square().sum().backward()
+    trained = module.base_model.model.encoder["q"].osf_svd_params["default"]
+    along_U, along_V = U[:, :28].T @ trained["U_low"].grad, trained["V_low"].grad @ Vh[:28].T
+    assert trained["U_low"].grad.abs().max() > 1e-2 and trained["V_low"].grad.abs().max() > 1e-2
+    assert along_U.abs().max() < 1e-4 and along_V.abs().max() < 1e-4
+
+
 def test_full_fine_tuning_trains_everything_and_frozen_nothing():
     model = Model().requires_grad_(False)
     assert apply_method(model, "full", LAYERS) is model

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ssvd.errors import UserError
 from ssvd.scoring import compare, normaliser, score, score_by, usual_normaliser
+from ssvd.scoring.bootstrap import resample
 from ssvd.scoring.word_errors import word_errors
 
 SENTENCE = st.lists(st.sampled_from("abcde"), max_size=8).map(" ".join)
@@ -67,6 +68,8 @@ def test_lengths_must_agree():
         score(["a", "b"], ["a", "b"], utterances=["u"])
     with pytest.raises(ValueError, match="differ in number"):
         compare(["a"], ["a"], ["a", "b"])
+    with pytest.raises(ValueError, match="differ in number"):
+        score(["a", "b"], ["a", "b"], trainings=[0])
 
 
 DUTCH = [
@@ -168,6 +171,34 @@ def test_copies_of_an_utterance_are_drawn_together(speakers):
     assert score_by(records * 3, "all")["1"].wer_interval == once.wer_interval
     paired = compare(references * 3, hypotheses * 3, other * 3, speakers=speakers, utterances=names * 3)
     assert paired.interval == compare(references, hypotheses, other).interval
+
+
+def test_trainings_that_differ_widen_the_interval():
+    """Three trainings with 0, 1 and 2 errors on every utterance: all that varies is the training."""
+    references, names = ["a b c d"] * 120, [f"u{number}" for number in range(40)] * 3
+    seeds = [seed for seed in range(3) for _ in range(40)]
+    hypotheses = [["a b c d", "a b c x", "a b x x"][seed] for seed in seeds]
+    pooled = score(references, hypotheses, utterances=names)
+    assert pooled.wer_interval == (0.25, 0.25)
+    drawn = score(references, hypotheses, utterances=names, trainings=seeds, resamples=5000)
+    # Three draws of 0, 1 and 2 out of 4 words: the mean is 0 or 0.5 in 1 of 27 draws each.
+    assert drawn.wer == pooled.wer and drawn.wer_interval == (0, 0.5)
+    paired = compare(references, references, hypotheses, utterances=names, trainings=seeds, resamples=5000)
+    assert paired.interval == drawn.wer_interval and paired.p_value == pytest.approx(2 / 27, abs=0.02)
+
+
+@given(st.integers(2, 4), st.integers(2, 6), st.integers(0, 10))
+def test_draws_of_trainings_and_speakers_have_the_variance_of_crossed_factors(trainings, speakers, seed):
+    counts = np.random.default_rng(seed).normal(size=(trainings, speakers))
+    row = np.repeat(np.arange(trainings), speakers), np.tile(np.arange(speakers), trainings)
+    sums = resample(counts.reshape(-1, 1), row[1], row[0], 20_000, seed)[:, 0] / counts.size
+    mean = counts.mean()
+    of_trainings = ((counts.mean(1) - mean) ** 2).mean() / trainings
+    of_speakers = ((counts.mean(0) - mean) ** 2).mean() / speakers
+    interaction = (counts - counts.mean(1, keepdims=True) - counts.mean(0) + mean) ** 2
+    expected = of_trainings + of_speakers + interaction.mean() / (trainings * speakers)
+    assert sums.mean() == pytest.approx(mean, abs=5 * np.sqrt(expected / 20_000))
+    assert sums.var() == pytest.approx(expected, rel=0.1)
 
 
 def test_one_utterance_has_no_interval():

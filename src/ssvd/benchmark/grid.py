@@ -80,6 +80,7 @@ class Grid(_Part):
         extensions: Maximum number of further rates, a factor of three apart, while the best one lies on the edge.
         scales: Scales below 1, on the way from the base model to each adapted one, at which tests are repeated, for the
             curve of gain against forgetting.
+        refine: Whether to try half and twice the best rate at the end, for every method alike.
         seeds: Random seeds; learning rates are searched with the first.
         training: Options of `ssvd adapt` for all trainings.
         skip_bad: Whether to leave out unusable utterances and list them.
@@ -94,6 +95,7 @@ class Grid(_Part):
     learning_rates: dict[str, list[float]] = {}
     extensions: int = Field(2, ge=0, le=1000)
     scales: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    refine: bool = False
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     training: dict[str, Any] = {}
     skip_bad: bool = False

@@ -206,7 +206,7 @@ def group_state(grid: Grid, out: Path, group: Group) -> GroupState:
     if group.method == "frozen":
         return _state([], [Task(group, seeds[0])], out)
     start = grid.learning_rates.get(group.method) or list(find_method(group.method).learning_rates)
-    outcomes, more = search(out, group, seeds[0], start, grid.extensions)
+    outcomes, more = search(out, group, seeds[0], start, grid.extensions, grid.refine)
     if more:
         trials = [Task(group, seeds[0], rate) for rate in more]
         return GroupState(trials, len(outcomes), len(outcomes) + len(trials) + 2 * len(seeds) - 1)

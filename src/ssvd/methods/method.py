@@ -3,9 +3,9 @@
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from peft import PeftConfig
 from torch import nn
@@ -55,6 +55,7 @@ class Method:
         products: Multiplications in a training step of a layer, for a setting and a number of tokens, beyond the two
             products y and dx of the frozen layer.
         frozen_numbers: Numbers in the adapter file beside the trained parameters.
+        rate_factors: Factors of the learning rate of single parameters, by a part of their names.
     """
 
     name: str
@@ -67,11 +68,21 @@ class Method:
     config: Callable[[Shapes, float], PeftConfig] | None
     products: Callable[[Shape, float, int], int]
     frozen_numbers: Callable[[Shapes, float], int] = lambda shapes, setting: 0
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def learning_rate(self) -> float:
         """The default peak learning rate."""
         return self.learning_rates[len(self.learning_rates) // 2]
+
+    def rate_groups(self, module: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the trained parameters as groups of an optimiser, each with its rate; the usual rate comes first."""
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                factor = next((factor for part, factor in self.rate_factors.items() if part in name), 1.0)
+                groups.setdefault(factor, []).append(parameter)
+        return [{"params": group, "lr": factor * learning_rate} for factor, group in groups.items() if group]
 
     def part(self, module: nn.Module) -> nn.Module | None:
         """Return the part of the model whose own parameters are trained; None for an adapter or nothing.

@@ -1,13 +1,15 @@
 """All methods in one table; a new method is one more row of `METHODS`.
 
-LoRA, DoRA, PiSSA, VeRA, PSOFT and OFT are PEFT's own.
+LoRA and its variants, VeRA, PSOFT, OFT and OSF are PEFT's own.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal
 
-from peft import LoraConfig, OFTConfig, PeftConfig, PsoftConfig, VeraConfig
+from peft import LoraConfig, OFTConfig, OSFConfig, PeftConfig, PsoftConfig, VeraConfig
 
 from ssvd.errors import UserError
 from ssvd.methods.method import Method, Shape, Shapes, Trained, ssvd_parameters
@@ -32,6 +34,10 @@ def _largest_rank(shapes: Shapes) -> int:
 
 def _ranks(shapes: Shapes) -> range:
     return range(1, _largest_rank(shapes) + 1)
+
+
+def _twice(rank: int) -> float:
+    return 2 * rank
 
 
 # -- rows; each function makes one
@@ -75,27 +81,36 @@ def _svft(name: str, pattern: Literal["plain", "banded", "random", "top-k"], rat
 
 
 def _lora(
-    name: str, paper: str, rates: tuple[float, ...], scale: int = 2, dora: bool = False, pissa: bool = False
+    name: str,
+    paper: str,
+    rates: tuple[float, ...],
+    alpha: Callable[[int], float],
+    rate_factors: Mapping[str, float] = MappingProxyType({}),
+    **options: Any,
 ) -> Method:
+    """Make a row of a variant of LoRA: `alpha` follows from the rank, `options` are fields of its configuration."""
+    is_dora, trains_a_alone = options.get("use_dora", False), options.get("init_lora_weights") == "mica"
+
+    def settings(shapes: Shapes) -> Sequence[float]:
+        # The minor components of a layer are at most as many as it has.
+        return range(1, min(min(shape) for shape in shapes.values()) + 1) if trains_a_alone else _ranks(shapes)
+
     def count(shapes: Shapes, rank: float) -> int:
-        return sum(int(rank) * (m + n) + dora * m for m, n in shapes.values())
+        return sum(int(rank) * (n if trains_a_alone else m + n) + is_dora * m for m, n in shapes.values())
 
     def config(shapes: Shapes, rank: float) -> PeftConfig:
-        # PiSSA's randomised decompositions differ between processes, so a reloaded adapter would differ too.
-        return LoraConfig(
-            r=int(rank),
-            lora_alpha=scale * int(rank),
-            use_dora=dora,
-            init_lora_weights="pissa" if pissa else True,
-            target_modules=list(shapes),
-        )
+        return LoraConfig(r=int(rank), lora_alpha=alpha(int(rank)), target_modules=list(shapes), **options)
 
     def products(shape: Shape, rank: float, tokens: int) -> int:
         m, n = shape
         # DoRA: W + B A for its norms, and the frozen product once more, since it is scaled before B A x is added.
-        return 3 * tokens * int(rank) * (m + n) + dora * int(rank) * m * n
+        trained = n if trains_a_alone else m + n
+        return 2 * tokens * int(rank) * (m + n) + tokens * int(rank) * trained + is_dora * int(rank) * m * n
 
-    return Method(name, paper, rates, Trained.ADAPTER, "rank", _ranks, count, config, products)
+    def frozen(shapes: Shapes, rank: float) -> int:
+        return sum(int(rank) * m for m, _ in shapes.values()) if trains_a_alone else 0
+
+    return Method(name, paper, rates, Trained.ADAPTER, "rank", settings, count, config, products, frozen, rate_factors)
 
 
 def _vera() -> Method:
@@ -152,6 +167,24 @@ def _oft() -> Method:
     return Method("oft", "2306.07280", (1e-4, 3e-4, 1e-3), Trained.ADAPTER, "block", settings, count, config, products)
 
 
+def _osf() -> Method:
+    def settings(shapes: Shapes) -> Sequence[float]:
+        return range(1, min(min(shape) for shape in shapes.values()))
+
+    def count(shapes: Shapes, rank: float) -> int:
+        return sum(int(rank) * (m + n + 1) for m, n in shapes.values())
+
+    def config(shapes: Shapes, rank: float) -> PeftConfig:
+        # PEFT states how many directions are frozen: all but the last ones.
+        frozen = {rf"(^|\.){re.escape(name)}$": min(shape) - int(rank) for name, shape in shapes.items()}
+        return OSFConfig(rank_pattern=frozen, target_modules=list(shapes))
+
+    def products(shape: Shape, rank: float, tokens: int) -> int:
+        return 5 * tokens * int(rank) * sum(shape)  # those of the frozen start have no gradients
+
+    return Method("osf", "2504.07097", (1e-4, 3e-4, 1e-3), Trained.ADAPTER, "rank", settings, count, config, products)
+
+
 def _without_adapter(name: str, rates: tuple[float, ...], trains: Trained) -> Method:
     # Counts the layers alone; the part that is trained has other parameters too.
     def count(shapes: Shapes, setting: float) -> int:
@@ -177,9 +210,14 @@ METHODS = {
         _ssvd("ssvd output", side="output"),
         _ssvd("ssvd both", side="both"),
         # alpha = 2 r is common with PEFT, and the setting of SSVD's authors; PiSSA's own is alpha = r.
-        _lora("lora", "2106.09685", (3e-4, 1e-3, 3e-3)),
-        _lora("dora", "2402.09353", (1e-4, 3e-4, 1e-3), dora=True),
-        _lora("pissa", "2404.02948", (1e-4, 3e-4, 1e-3), scale=1, pissa=True),
+        _lora("lora", "2106.09685", (3e-4, 1e-3, 3e-3), _twice),
+        # Its authors' ratio of the two rates is 16.
+        _lora("lora+", "2402.12354", (1e-4, 3e-4, 1e-3), _twice, rate_factors={"lora_B": 16}),
+        _lora("rslora", "2312.03732", (1e-4, 3e-4, 1e-3), lambda rank: 16, use_rslora=True),
+        _lora("dora", "2402.09353", (1e-4, 3e-4, 1e-3), _twice, use_dora=True),
+        # PiSSA's randomised decompositions differ between processes, so a reloaded adapter would differ too.
+        _lora("pissa", "2404.02948", (1e-4, 3e-4, 1e-3), lambda rank: rank, init_lora_weights="pissa"),
+        _lora("mica", "2604.01694", (3e-4, 1e-3, 3e-3), _twice, init_lora_weights="mica"),
         _vera(),
         _svft("svft", "banded", (1e-3, 3e-3, 1e-2)),
         _svft("svft plain", "plain", (2e-2, 5e-2, 1.5e-1)),
@@ -187,6 +225,7 @@ METHODS = {
         _svft("svft top-k", "top-k", (1e-3, 3e-3, 1e-2)),
         _psoft(),
         _oft(),
+        _osf(),
         _without_adapter("full", (1e-5, 3e-5, 1e-4), Trained.EVERYTHING),
         _without_adapter("full encoder", (1e-5, 3e-5, 1e-4), Trained.ENCODER),
         _without_adapter("frozen", (1e-5,), Trained.NOTHING),

@@ -32,8 +32,8 @@ class Row:
     """A method at a budget, its seeds pooled.
 
     Intervals are 95 % bootstrap intervals over the speakers of the test set, or over its utterances if speakers are not
-    known. A unit is drawn with the texts of all seeds; the variation between seeds is not part of the intervals but
-    stated by `spread`.
+    known, and over the seeds of training, drawn independently. With few seeds they understate the variation between
+    trainings, which `spread` states.
 
     Attributes:
         method, budget: As in the grid; the budget is "" for the frozen model and full fine-tuning.
@@ -189,7 +189,10 @@ def group_rates(row: Row, field: str, texts: Texts, *, resamples: int = 1000) ->
         for text in texts[result.id, TEST]
     ]
     if any(record.get(field.partition(":")[0]) not in (None, "") for record in records):
-        scores = score_by(records, field, normaliser=row.results[0].normaliser, resamples=resamples)
+        trainings = [result.cell.seed for result in row.results for _ in texts[result.id, TEST]]
+        scores = score_by(
+            records, field, trainings=trainings, normaliser=row.results[0].normaliser, resamples=resamples
+        )
         return {value: Rate(s.wer, s.wer_interval) for value, s in scores.items() if not math.isnan(s.wer)}
     means: dict[str, list[float]] = {}
     for result in row.results:
@@ -228,12 +231,13 @@ def _row(grouped: Mapping[tuple[str, str], list[Result]], key: tuple[str, str], 
     method, budget = key
     frozen, full = grouped.get((FROZEN, "")), grouped.get((FULL, ""))
     lora = None if method in (FROZEN, FULL, LORA) else grouped.get((LORA, budget))
-    tested = [text for result in results for text in texts[result.id, TEST]]
+    tested = [(text, result.cell.seed) for result in results for text in texts[result.id, TEST]]
     pooled = score(
-        [text.reference for text in tested],
-        [text.hypothesis for text in tested],
-        speakers=[text.speaker for text in tested],
-        utterances=[text.id for text in tested],
+        [text.reference for text, _ in tested],
+        [text.hypothesis for text, _ in tested],
+        speakers=[text.speaker for text, _ in tested],
+        utterances=[text.id for text, _ in tested],
+        trainings=[seed for _, seed in tested],
         normaliser=results[0].normaliser,
         resamples=resamples,
     )
@@ -282,15 +286,17 @@ def _paired(first: list[Result], second: list[Result], corpus: str, texts: Texts
         partner = frozen or by_seed.get(result.cell.seed)
         if partner is not None:
             known = {text.id: text for text in texts.get((partner.id, corpus), ())}
-            pairs += [(known[t.id], t) for t in texts.get((result.id, corpus), ()) if t.id in known]
+            own = [text for text in texts.get((result.id, corpus), ()) if text.id in known]
+            pairs += [(known[text.id], text, result.cell.seed) for text in own]
     if not pairs:
         return None
     comparison = compare(
-        [text.reference for _, text in pairs],
-        [text.hypothesis for text, _ in pairs],
-        [text.hypothesis for _, text in pairs],
-        speakers=[text.speaker for _, text in pairs],
-        utterances=[text.id for _, text in pairs],
+        [text.reference for _, text, _ in pairs],
+        [text.hypothesis for text, _, _ in pairs],
+        [text.hypothesis for _, text, _ in pairs],
+        speakers=[text.speaker for _, text, _ in pairs],
+        utterances=[text.id for _, text, _ in pairs],
+        trainings=[seed for _, _, seed in pairs],
         normaliser=second[0].normaliser,
         resamples=resamples,
     )

@@ -56,6 +56,7 @@ def compare(
     *,
     speakers: Sequence[str | None] | None = None,
     utterances: Sequence[str] | None = None,
+    trainings: Sequence[object] | None = None,
     normaliser: str = "none",
     resamples: int = 1000,
     seed: int = 0,
@@ -68,6 +69,8 @@ def compare(
         second: What the second system recognised.
         speakers: As in `score`, and so are all other arguments.
         utterances: As in `score`.
+        trainings: As in `score`: the training that both hypotheses come from, or that the second comes from where the
+            first is the base model.
         normaliser: As in `score`.
         resamples: As in `score`.
         seed: As in `score`.
@@ -76,11 +79,11 @@ def compare(
         ValueError: The sequences differ in length.
         UserError: There is no normaliser of that name.
     """
-    scored = ScoredUtterances.normalise(references, [first, second], speakers, utterances, normaliser)
+    scored = ScoredUtterances.normalise(references, [first, second], speakers, utterances, trainings, normaliser)
     first_edits, second_edits = scored.word_edits(0), scored.word_edits(1)
     counts = np.stack([first_edits[:, :3].sum(axis=1), second_edits[:, :3].sum(axis=1), first_edits[:, 3]], axis=1)
     first_errors, second_errors, words = (int(count) for count in counts.sum(axis=0))
-    sums = resample(counts, scored.units, resamples, seed)
+    sums = resample(counts, scored.units, scored.trainings, resamples, seed)
     differences = None if sums is None else (sums[:, 1] - sums[:, 0]) / sums[:, 2]
     return Comparison(
         utterances=len(counts),

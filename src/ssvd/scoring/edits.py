@@ -23,6 +23,7 @@ class _Row(NamedTuple):
     reference: str
     speaker: str | None
     utterance: object
+    training: object
     hypotheses: tuple[str, ...]
 
 
@@ -34,6 +35,7 @@ class ScoredUtterances:
         references: One text per utterance; each has at least one word.
         hypotheses: For each system, one text per utterance.
         units: int array (utterances,): the number, from 0, of the unit that the utterance belongs to.
+        trainings: int array (utterances,): the number, from 0, of the training that the hypotheses come from.
         resampled: What the units are.
         speakers: Number of speakers; None if the speaker of an utterance is not known.
         empty_references: Number of utterances that are left out because their reference has no word.
@@ -42,6 +44,7 @@ class ScoredUtterances:
     references: list[str]
     hypotheses: list[list[str]]
     units: NDArray[np.int64]
+    trainings: NDArray[np.int64]
     resampled: Unit
     speakers: int | None
     empty_references: int
@@ -53,6 +56,7 @@ class ScoredUtterances:
         systems: Sequence[Sequence[str]],
         speakers: Sequence[str | None] | None,
         utterances: Sequence[str] | None,
+        trainings: Sequence[object] | None,
         normaliser_name: str,
     ) -> "ScoredUtterances":
         """Normalise the texts, leave out empty references, and choose the units.
@@ -62,6 +66,7 @@ class ScoredUtterances:
             systems: For each system, one hypothesis per utterance.
             speakers: The speaker of each utterance; None if no speaker is known.
             utterances: The name of each utterance; those of the same name form one unit. None if all are different.
+            trainings: The training that each hypothesis comes from; None if all come from one.
             normaliser_name: What `ssvd.scoring.normaliser` takes.
 
         Raises:
@@ -70,23 +75,25 @@ class ScoredUtterances:
         """
         speakers = [None] * len(references) if speakers is None else speakers
         names: Sequence[object] = range(len(references)) if utterances is None else utterances
-        lengths = {len(column) for column in (references, *systems, speakers, names)}
+        trainings = [None] * len(references) if trainings is None else trainings
+        lengths = {len(column) for column in (references, *systems, speakers, names, trainings)}
         if len(lengths) > 1:
-            raise ValueError(f"references, hypotheses, speakers and utterances differ in number: {sorted(lengths)}")
+            raise ValueError(
+                "references, hypotheses, speakers, utterances and trainings differ in number: " + str(sorted(lengths))
+            )
         normalise = normaliser(normaliser_name)
         normalised = [normalise(reference) for reference in references]
         hypotheses = zip(*systems, strict=True)
-        columns = zip(normalised, speakers, names, hypotheses, strict=True)
+        columns = zip(normalised, speakers, names, trainings, hypotheses, strict=True)
         rows = [row for row in map(_Row._make, columns) if row.reference]
         speaker_names, speaker_numbers = np.unique([str(row.speaker) for row in rows], return_inverse=True)
-        first_positions: dict[object, int] = {}
-        utterance_numbers = [first_positions.setdefault(row.utterance, len(first_positions)) for row in rows]
         known = bool(rows) and all(row.speaker is not None for row in rows)
         by_speaker = known and len(speaker_names) > 1
         return cls(
             references=[row.reference for row in rows],
             hypotheses=[[normalise(row.hypotheses[system]) for row in rows] for system in range(len(systems))],
-            units=np.asarray(speaker_numbers if by_speaker else utterance_numbers, dtype=np.int64),
+            units=np.asarray(speaker_numbers, np.int64) if by_speaker else _numbered([row.utterance for row in rows]),
+            trainings=_numbered([row.training for row in rows]),
             resampled="speakers" if by_speaker else "utterances",
             speakers=len(speaker_names) if known else None,
             empty_references=len(normalised) - len(rows),
@@ -103,6 +110,12 @@ class ScoredUtterances:
         if not self.references:
             return np.zeros((0, 4), dtype=np.int64)
         return _counts(jiwer.process_characters(self.references, self.hypotheses[system]))
+
+
+def _numbered(values: Sequence[object]) -> NDArray[np.int64]:
+    """Number values from 0 in the order in which they first occur."""
+    numbers: dict[object, int] = {}
+    return np.asarray([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 def error_rate(errors: int, length: int) -> float:

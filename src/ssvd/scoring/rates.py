@@ -62,6 +62,7 @@ def score(
     *,
     speakers: Sequence[str | None] | None = None,
     utterances: Sequence[str] | None = None,
+    trainings: Sequence[object] | None = None,
     normaliser: str = "none",
     resamples: int = 1000,
     seed: int = 0,
@@ -77,6 +78,8 @@ def score(
         speakers: The speaker of each utterance.
         utterances: The name of each utterance. An utterance that occurs several times, such as once for each of several
             seeds, is drawn as a whole.
+        trainings: The training that each hypothesis comes from, such as its seed; None if all come from one. With
+            several, the interval resamples trainings too, independently of the speakers or utterances.
         normaliser: Name of the normaliser of both texts; see `ssvd.scoring.normaliser`.
         resamples: Number of draws of the bootstrap.
         seed: Random seed of the bootstrap.
@@ -85,12 +88,12 @@ def score(
         ValueError: The sequences differ in length.
         UserError: There is no normaliser of that name.
     """
-    scored = ScoredUtterances.normalise(references, [hypotheses], speakers, utterances, normaliser)
+    scored = ScoredUtterances.normalise(references, [hypotheses], speakers, utterances, trainings, normaliser)
     words = scored.word_edits()
     characters = scored.character_edits().sum(axis=0)
     substitutions, deletions, insertions, length = (int(count) for count in words.sum(axis=0))
     errors_and_words = np.stack([words[:, :3].sum(axis=1), words[:, 3]], axis=1)
-    sums = resample(errors_and_words, scored.units, resamples, seed)
+    sums = resample(errors_and_words, scored.units, scored.trainings, resamples, seed)
     return Score(
         utterances=len(words),
         words=length,
@@ -110,6 +113,7 @@ def score_by(
     records: Sequence[Mapping[str, Any]],
     field: str,
     *,
+    trainings: Sequence[object] | None = None,
     normaliser: str = "none",
     resamples: int = 1000,
     seed: int = 0,
@@ -121,6 +125,7 @@ def score_by(
             If all of them have an `id`, it names the utterance as `utterances` does in `score`.
         field: A field, optionally with bands of numbers that include both ends: `age:6-10,11-15`. A number in no band
             counts as "(other)".
+        trainings: As in `score`, one for each record.
         normaliser: As in `score`.
         resamples: As in `score`.
         seed: As in `score`.
@@ -129,11 +134,11 @@ def score_by(
         UserError: The bands cannot be read, no record has the field, or there is no normaliser of that name.
     """
     grouping = Grouping.parse(field)
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[tuple[Mapping[str, Any], object]]] = {}
     order: dict[str, tuple[int, float, str]] = {}
-    for record in records:
+    for record, training in zip(records, trainings or [None] * len(records), strict=True):
         key, label = grouping.group(record.get(grouping.field))
-        groups.setdefault(label, []).append(record)
+        groups.setdefault(label, []).append((record, training))
         order[label] = key
     if not groups.keys() - {UNKNOWN}:
         known = ", ".join(sorted({key for record in records for key in record})) or "none"
@@ -141,10 +146,11 @@ def score_by(
     named = all("id" in record for record in records)
     return {
         label: score(
-            [record["reference"] for record in groups[label]],
-            [record["hypothesis"] for record in groups[label]],
-            speakers=[record.get("speaker") for record in groups[label]],
-            utterances=[record["id"] for record in groups[label]] if named else None,
+            [record["reference"] for record, _ in groups[label]],
+            [record["hypothesis"] for record, _ in groups[label]],
+            speakers=[record.get("speaker") for record, _ in groups[label]],
+            utterances=[record["id"] for record, _ in groups[label]] if named else None,
+            trainings=[training for _, training in groups[label]],
             normaliser=normaliser,
             resamples=resamples,
             seed=seed,

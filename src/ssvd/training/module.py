@@ -19,6 +19,7 @@ from ssvd.corpora.selection import common_language, field_value
 from ssvd.errors import UserError
 from ssvd.files import write_json_lines
 from ssvd.hardware import pick_device
+from ssvd.methods import find_method
 from ssvd.recognisers.decoding import Decoding, Fallback
 from ssvd.recognisers.loading import Recogniser
 from ssvd.scoring import Score, score, usual_normaliser
@@ -121,10 +122,8 @@ class Adaptation(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW and the schedule of its learning rate."""
         options = self.options
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, self.learning_rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=options.weight_decay
-        )
+        groups = find_method(options.method).rate_groups(self.network, self.learning_rate)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, weight_decay=options.weight_decay)
         factor = partial(rate_factor, updates=self.updates, warmup=options.warmup, decay=options.decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
