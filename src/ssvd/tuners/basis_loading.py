@@ -40,7 +40,7 @@ def _decompose_loaded_weight(layer: CoreLayer, loaded: Tensor | None, name: str)
         return
     if layer.merged:
         raise ValueError(f"Unmerge the adapters before another base weight is loaded into {name}.")
-    loaded = layer.as_out_in(loaded.detach().to(loaded.device if weight.is_meta else weight.device, weight.dtype))
+    loaded = layer.as_matrix(loaded.detach().to(loaded.device if weight.is_meta else weight.device, weight.dtype))
     for adapter_name, basis in list(layer.bases.items()):
         new = cached_basis(loaded, basis.k, layer.svd[adapter_name])
         layer.bases[adapter_name] = new.narrow(basis.k, len(basis.fingerprint), basis.stored).padded()
@@ -66,7 +66,7 @@ def _load_basis(layer: CoreLayer, state_dict: dict[str, Any], prefix: str, adapt
     triplets = [state_dict[key] for key in keys if key in state_dict]
     if basis.stored and [t.shape for t in triplets] == [basis.U.shape, basis.S.shape, basis.V.shape]:
         # A whole checkpoint brings the weight too.
-        weight = layer.as_out_in(state_dict.get(f"{prefix}base_layer.weight", layer.get_base_layer().weight))
+        weight = layer.as_matrix(state_dict.get(f"{prefix}base_layer.weight", layer.get_base_layer().weight))
         U, S, V = (tensor.detach().to(weight.device) for tensor in triplets)
         stored = Basis.of_triplets(U, S, V, len(fingerprint))
         if not stored.misfit(weight) <= _LARGEST_MISFIT:

@@ -1,4 +1,4 @@
-"""A linear layer with, for each adapter, a frozen singular basis and a trained core."""
+"""A layer with, for each adapter, a frozen singular basis of its weight and a trained core."""
 
 from collections.abc import Callable, MutableMapping
 from typing import Any, ClassVar
@@ -20,7 +20,8 @@ class CoreLayer(nn.Module, BaseTunerLayer):
     `band`, training is faster.
 
     Args:
-        base_layer: `nn.Linear`, or `Conv1D` of transformers with `fan_in_fan_out`.
+        base_layer: `nn.Linear`, or `Conv1D` of transformers with `fan_in_fan_out`; a convolution if the class derives
+            from `ssvd.tuners.convolution.ConvolutionLayer`.
         fan_in_fan_out: Whether the weight is stored as (in, out).
     """
 
@@ -47,7 +48,7 @@ class CoreLayer(nn.Module, BaseTunerLayer):
         self.token_stride: dict[str, int] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
-        self.out_features, self.in_features = self.as_out_in(base_layer.weight).shape
+        self.out_features, self.in_features = self.as_matrix(base_layer.weight).shape
         self.register_buffer("_unmerged_weight", None, persistent=False)
         self._fits: dict[str, Memo[bool]] = {}
 
@@ -113,11 +114,15 @@ class CoreLayer(nn.Module, BaseTunerLayer):
             if same and basis.is_canonical:
                 return basis
         weight = self.get_base_layer().weight if self._unmerged_weight is None else self._unmerged_weight
-        return cached_basis(self.as_out_in(weight), k, svd)
+        return cached_basis(self.as_matrix(weight), k, svd)
 
-    def as_out_in(self, weight: Tensor) -> Tensor:
-        """Return a stored weight as (out, in), or a weight (out, in) as it is stored."""
-        return weight.T if self.fan_in_fan_out else weight
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """Return a stored weight as (out, in); a kernel (out, in, width) is the matrix (out, in x width) on patches."""
+        return weight.T if self.fan_in_fan_out else weight.flatten(1)
+
+    def as_stored(self, matrix: Tensor) -> Tensor:
+        """Return a matrix (out, in) in the shape of the stored weight."""
+        return matrix.T if self.fan_in_fan_out else matrix.view(self.get_base_layer().weight.shape)
 
     def _active(self) -> list[str]:
         """Return the active adapters of this layer; none while adapters are merged or disabled."""
@@ -151,7 +156,7 @@ class CoreLayer(nn.Module, BaseTunerLayer):
         weight, basis = self.get_base_layer().weight, self.bases[adapter_name]
         memo, sources = self._fits.setdefault(adapter_name, Memo()), [weight, basis.U]
         fits = memo.get(sources)
-        return memo.set(basis.fits(self.as_out_in(weight)), sources) if fits is None else fits
+        return memo.set(basis.fits(self.as_matrix(weight)), sources) if fits is None else fits
 
     def _forget(self) -> None:
         """Drop all remembered values."""

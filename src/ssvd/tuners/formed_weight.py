@@ -63,7 +63,7 @@ class FormedWeightLayer(CoreLayer):
     def _form_from(
         self, U: Tensor, V: Tensor, change: Tensor, dtype: torch.dtype | None = None, band: int | None = None
     ) -> Tensor:
-        return effective_weight(self.as_out_in(self.get_base_layer().weight), U, V, change, dtype, band)
+        return effective_weight(self.as_matrix(self.get_base_layer().weight), U, V, change, dtype, band)
 
     def _prepare_next(self, adapters: list[str], memo: Memo[Tensor]) -> None:
         """Let the next forward pass find the weight quickly."""
@@ -98,7 +98,7 @@ class FormedWeightLayer(CoreLayer):
         """Return what merging an adapter adds to the weight, in the shape of the weight, in float32 or float64."""
         basis, change = self.bases[adapter_name], self._padded_change(adapter_name)
         U, V = basis.U.to(change.dtype), basis.V.to(change.dtype)
-        return self.as_out_in(effective_weight(change.new_zeros(()), U, V, change))
+        return self.as_stored(effective_weight(change.new_zeros(()), U, V, change))
 
     def _forget_weights(self) -> None:
         self._weights, self._ready = {}, None

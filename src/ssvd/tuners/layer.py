@@ -47,13 +47,17 @@ class SpectralLayer(FormedWeightLayer):
         if adapter_names is not None:
             return self._mixed(x, adapter_names)
         if self._ready is not None and (weight := self._ready_weight()) is not None:
-            return linear(x, weight, self._ready.base["bias"])
+            return self._product(x, weight, self._ready.base["bias"])
         if self.disable_adapters and self.merged:
             self.unmerge()
         if adapters := self._active():
             return self._apply_adapters(x, adapters)
         result: Tensor = self.base_layer(x)
         return result
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply a weight, (out, in), in place of that of the base layer."""
+        return linear(x, weight, bias)
 
     def _mixed(self, x: Tensor, adapter_names: list[str]) -> Tensor:
         if len(x) != len(adapter_names):
@@ -83,12 +87,12 @@ class SpectralLayer(FormedWeightLayer):
             return self._differentiable(x, adapters, memo)
         if is_whole_batch:
             self._prepare_next(adapters, memo)
-        return linear(x, weight, self.get_base_layer().bias)
+        return self._product(x, weight, self.get_base_layer().bias)
 
     def _differentiable(self, x: Tensor, adapters: list[str], memo: Memo[Tensor] | None) -> Tensor:
         """Apply the layer in training, with the remembered weight or, where that is cheapest, a new one."""
         base, is_single = self.get_base_layer(), len(adapters) == 1
-        W, sources, dtype = self.as_out_in(base.weight), self._source_tensors(adapters), compute_dtype(base.weight)
+        W, sources, dtype = self.as_matrix(base.weight), self._source_tensors(adapters), compute_dtype(base.weight)
         U, V, change = self._adapted(adapters)
         band = self._band(adapters)
         weight = None if memo is None else memo.get(sources, dtype)
@@ -126,7 +130,7 @@ class SpectralLayer(FormedWeightLayer):
         weight: Tensor = self.get_base_layer().weight
         if not (adapters := self._active()):
             return weight
-        return self.as_out_in(self._form(adapters))
+        return self.as_stored(self._form(adapters))
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

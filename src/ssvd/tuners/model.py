@@ -1,4 +1,4 @@
-"""A model whose linear layers are adapted in the singular bases of their weights."""
+"""A model whose layers are adapted in the singular bases of their weights."""
 
 import warnings
 from collections import ChainMap
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from ssvd.tuners.config import SpectralConfig
+from ssvd.tuners.convolution import Convolution, ConvolutionLayer
 from ssvd.tuners.layer import SpectralLayer
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -35,11 +36,14 @@ _SPEECH_TARGETS = {
     "moonshine": ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"],
 }
 
+_FORWARDS = (nn.Linear.forward, Conv1D.forward, nn.Conv1d.forward, nn.Conv2d.forward)
+
 
 class SpectralModel(BaseTuner):
     """Base of the tuners of SSVD and SVFT."""
 
     tuner_layer_cls: type[SpectralLayer]
+    convolution_cls: type[ConvolutionLayer]
     # A view, so that later additions to PEFT's table count too.
     target_module_mapping: ClassVar[MutableMapping[str, list[str]]] = ChainMap(
         _SPEECH_TARGETS, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -80,15 +84,20 @@ class SpectralModel(BaseTuner):
             target.update_layer(adapter_name, peft_config, current_key)
             return
         name = self.tuner_layer_cls.method.upper()
-        if isinstance(target, BaseTunerLayer) or not isinstance(target, nn.Linear | Conv1D):
+        if isinstance(target, BaseTunerLayer) or not isinstance(target, nn.Linear | Conv1D | Convolution):
             raise ValueError(
-                f"{name} adapts torch.nn.Linear and transformers' Conv1D, "
+                f"{name} adapts torch.nn.Linear, Conv1d and Conv2d, and transformers' Conv1D, "
                 f"but {current_key} is {type(target).__module__}.{type(target).__name__}."
             )
-        if type(target).forward not in (nn.Linear.forward, Conv1D.forward):  # an adapted layer would not call it
+        if type(target).forward not in _FORWARDS:  # an adapted layer would not call it
             raise ValueError(
-                f"{name} adapts layers that compute x W^T + b, but {current_key} is {type(target).__module__}."
-                f"{type(target).__name__}, which has its own forward method."
+                f"{name} adapts layers that compute x W^T + b or a convolution, but {current_key} is "
+                f"{type(target).__module__}.{type(target).__name__}, which has its own forward method."
+            )
+        is_convolution = isinstance(target, Convolution)
+        if is_convolution and target.groups != 1:
+            raise ValueError(
+                f"{name} adapts convolutions without groups, but {current_key} has {target.groups}: leave it out."
             )
         if not target.weight.is_floating_point() or target.weight.dtype.itemsize < 2:
             raise ValueError(
@@ -100,7 +109,8 @@ class SpectralModel(BaseTuner):
                 f"{type(target).__name__} needs fan_in_fan_out={fan_in_fan_out}, which is used instead.", stacklevel=2
             )
             peft_config.fan_in_fan_out = fan_in_fan_out
-        layer = self.tuner_layer_cls(target, fan_in_fan_out).train(target.training)
+        layer_cls = self.convolution_cls if is_convolution else self.tuner_layer_cls
+        layer = layer_cls(target, fan_in_fan_out).train(target.training)
         layer.set_adapter(self.active_adapters)
         layer.update_layer(adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)

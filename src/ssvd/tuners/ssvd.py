@@ -25,6 +25,7 @@ from ssvd.spectral import (
     solve_rotations,
 )
 from ssvd.tuners.config import SpectralConfig
+from ssvd.tuners.convolution import ConvolutionLayer
 from ssvd.tuners.layer import SpectralLayer
 from ssvd.tuners.memo import Memo
 from ssvd.tuners.model import SpectralModel
@@ -267,8 +268,12 @@ def _can_be_solved_with(first: tuple[SSVDLinear, str], second: tuple[SSVDLinear,
     )
 
 
+class SSVDConvolution(ConvolutionLayer, SSVDLinear):
+    """A convolution, adapted by SSVD."""
+
+
 class SSVDModel(SpectralModel):
-    """Adapts the linear layers of a model with SSVD, arXiv 2509.02830.
+    """Adapts the linear layers and convolutions of a model with SSVD, arXiv 2509.02830.
 
     Args:
         model: The model to adapt, in place.
@@ -279,6 +284,7 @@ class SSVDModel(SpectralModel):
 
     prefix = "ssvd_"
     tuner_layer_cls = SSVDLinear
+    convolution_cls = SSVDConvolution
 
     def orthogonality_errors(self, adapter_name: str = "default") -> dict[str, float]:
         """Return the spectral norm of `G^T G - I` for every layer of an adapter: how far its G are from rotations."""

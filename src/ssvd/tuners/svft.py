@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssvd.spectral import PATTERNS, checksum, pattern_positions, pattern_size, sparse_change
 from ssvd.tuners.config import SpectralConfig
+from ssvd.tuners.convolution import ConvolutionLayer
 from ssvd.tuners.layer import SpectralLayer
 from ssvd.tuners.model import SpectralModel
 
@@ -133,8 +134,12 @@ class SVFTLinear(SpectralLayer):
             )
 
 
+class SVFTConvolution(ConvolutionLayer, SVFTLinear):
+    """A convolution, adapted by SVFT."""
+
+
 class SVFTModel(SpectralModel):
-    """Adapts the linear layers of a model with SVFT, arXiv 2405.19597.
+    """Adapts the linear layers and convolutions of a model with SVFT, arXiv 2405.19597.
 
     Args:
         model: The model to adapt, in place.
@@ -145,3 +150,4 @@ class SVFTModel(SpectralModel):
 
     prefix = "svft_"
     tuner_layer_cls = SVFTLinear
+    convolution_cls = SVFTConvolution
