@@ -207,6 +207,31 @@ def test_of_equal_rates_the_lower_is_chosen():
     assert best_rate({1e-3: None}) is None
 
 
+def test_a_method_may_adapt_a_further_group_of_layers(values):
+    grid = checked_grid(values | {"methods": ["ssvd", "ssvd + front-end", "lora+ + front-end", "full"]}, "grid")
+    groups = {group.method: group for group in grid.groups()}
+    assert [(g.adaptation.name, g.further_layers) for g in groups.values()] == [
+        ("frozen", []),
+        ("ssvd", []),
+        ("ssvd", ["front-end"]),
+        ("lora+", ["front-end"]),
+        ("full", []),
+    ]
+    assert len({group.id for group in groups.values()}) == len(groups)
+    assert groups["ssvd + front-end"].id == "tiny_child_ssvd+front-end_p=0.3"
+    with pytest.raises(UserError, match="no method 'lore'"):
+        checked_grid(values | {"methods": ["lore + front-end"]}, "grid")
+
+
+def test_a_further_group_of_layers_is_trained_and_shown_as_a_row_of_its_own(values, tmp_path):
+    grid = checked_grid(values | {"methods": ["ssvd", "ssvd + front-end"], "learning_rates": {"ssvd": [2e-3]}}, "grid")
+    run_benchmark(grid, tmp_path, device="cpu")
+    results = {result.cell.method: result for result in read_results(tmp_path)[0]}
+    assert results["ssvd + front-end"].options["layers"] == ["encoder", "decoder", "front-end"]
+    assert results["ssvd + front-end"].trainable_parameters > results["ssvd"].trainable_parameters
+    assert results["ssvd + front-end"].test.wer is not None
+
+
 def test_tests_wait_for_their_training(values, tmp_path):
     group = Group("tiny", "child", "lora", "p=0.3")
     state = group_state(checked_grid(values, "grid"), tmp_path, group)

@@ -9,7 +9,19 @@ from torch import nn
 from torch.nn.functional import conv1d, unfold
 
 from ssvd import SSVDConfig, SVFTConfig
+from ssvd.errors import UserError
+from ssvd.methods import (
+    METHODS,
+    Budget,
+    apply_method,
+    linear_shapes,
+    parameters,
+    show_geometry,
+    trainable_parameters,
+)
+from ssvd.recognisers.layers import chosen_layers
 from ssvd.recognisers.loading import load_model
+from ssvd.training.options import checked_options
 
 STEM = ["conv1", "conv2"]
 CONFIGS = {
@@ -177,3 +189,89 @@ def test_the_stem_of_whisper_learns_within_the_recogniser(embedded):
     torch.testing.assert_close(
         stem[0](features), conv1d(features, kernel, stem[0].get_base_layer().bias, padding=1), atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_adapts_the_stem_of_whisper_or_says_that_it_cannot(name, embedded, tmp_path):
+    speech = load_model(embedded)
+    layers = speech.adaptable_layers(["front-end", "encoder"])
+    shapes = linear_shapes(speech.module, layers)
+    kernel = speech.module.get_encoder().conv2.weight
+    assert shapes["model.encoder.conv2"] == (kernel.shape[0], kernel.shape[1] * kernel.shape[2])
+    budget, total = Budget.parse("rank=16" if name == "vera" else "p=0.3"), parameters(speech.module)
+    method = METHODS[name]
+    if method.config is None:
+        return
+    if not method.adapts_convolutions:
+        with pytest.raises(UserError, match=r"cannot adapt convolutions, such as model.encoder.conv1: leave them out"):
+            apply_method(speech.module, name, layers, Budget.parse("50%"), tolerance=10)
+        return
+    try:
+        count = method.count(shapes, method.setting(shapes, budget, total))
+    except UserError:
+        assert name == "svft plain"
+        return
+    torch.manual_seed(0)
+    features = torch.randn(1, speech.module.config.num_mel_bins, 2 * speech.module.config.max_source_positions)
+    with torch.no_grad():
+        before = speech.module.get_encoder()(features).last_hidden_state
+    adapted = apply_method(speech.module, name, layers, budget)
+    assert trainable_parameters(adapted) == count
+    encoder = adapted.get_base_model().get_encoder()
+    torch.testing.assert_close(encoder(features).last_hidden_state, before, atol=1e-3, rtol=1e-3)
+    stem = [p for n, p in adapted.named_parameters() if ".conv" in n and p.requires_grad]
+    assert stem
+    with torch.no_grad():
+        for parameter in stem:
+            parameter += 0.1 * torch.randn_like(parameter)
+        after = encoder.eval()(features).last_hidden_state
+    assert not torch.allclose(after, before, atol=0.05)
+    adapted.save_pretrained(tmp_path)
+    reloaded = PeftModel.from_pretrained(load_model(embedded).module, tmp_path)
+    show_geometry(reloaded)
+    with torch.no_grad():
+        again = reloaded.get_base_model().get_encoder()(features).last_hidden_state
+    torch.testing.assert_close(again, after, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        merged = adapted.merge_and_unload().get_encoder()(features).last_hidden_state
+    torch.testing.assert_close(merged, after, atol=1e-3, rtol=1e-3)
+
+
+GROUPS = {"e.conv": "front-end", "e.0.q": "encoder", "e.1.q": "encoder", "d.0.q": "decoder"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        (["encoder", "decoder"], ["e.0.q", "e.1.q", "d.0.q"]),
+        (["decoder", "encoder"], ["e.0.q", "e.1.q", "d.0.q"]),
+        (["front-end"], ["e.conv"]),
+        ([r"\.0\."], ["e.0.q", "d.0.q"]),
+        (["decoder", "^e.1"], ["e.1.q", "d.0.q"]),
+    ],
+)
+def test_layers_are_chosen_by_group_or_expression_in_the_order_of_the_network(wanted, chosen):
+    assert chosen_layers(GROUPS, wanted) == chosen
+
+
+def test_a_model_without_a_decoder_has_its_other_layers():
+    assert chosen_layers({"e.0.q": "encoder"}, ["encoder", "decoder"]) == ["e.0.q"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "wanted", "message"),
+    [
+        (GROUPS, ["encoder", "attn"], "No layer of the model matches 'attn'; .* such as e.conv, .* front-end, encoder"),
+        ({"e.0.q": "encoder"}, ["front-end", "decoder"], "has no front-end and no decoder; .* are encoder"),
+    ],
+)
+def test_layers_that_the_model_lacks_are_named(groups, wanted, message):
+    with pytest.raises(UserError, match=message):
+        chosen_layers(groups, wanted)
+
+
+def test_an_expression_that_is_none_is_told_with_the_other_options():
+    with pytest.raises(UserError, match=r"layers '\(' is neither a group .* nor a regular expression"):
+        checked_options({"model": "m", "train": ["t"], "layers": ["encoder", "("]})
+    with pytest.raises(UserError, match="layers names nothing to adapt"):
+        checked_options({"model": "m", "train": ["t"], "layers": []})

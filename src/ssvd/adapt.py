@@ -16,6 +16,7 @@ from ssvd.files import exclusive, is_disk_error, write_json, write_whole
 from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ssvd.methods import Budget, apply_method, find_method, linear_shapes, parameters, trainable_parameters
 from ssvd.processes import was_interrupted
+from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.training.augmentation import Augmenter
@@ -69,7 +70,7 @@ def _fine_tune(options: AdaptOptions, run: Path, progress: Progress) -> RunResul
     """Fine-tune a recogniser in a folder that no other process uses, from its last state where there is one."""
     last = run / "checkpoints" / "last.ckpt"
     speech = load_model(options.model, window=options.window, language=options.language)
-    layers = speech.adaptable_layers()
+    layers = speech.adaptable_layers(options.layers)
     _check_budget(speech, layers, options)
     augmenter = Augmenter(options.augment, sampling_rate=speech.sampling_rate, window=speech.window, seed=options.seed)
     data = stored_data(run) if last.is_file() else read_data(options, speech, progress)
@@ -121,8 +122,10 @@ def _check_new(run: Path) -> None:
 
 
 def _check_budget(speech: Recogniser, layers: list[str], options: AdaptOptions) -> None:
-    """Refuse a budget that is out of the method's reach, before any corpus is read."""
+    """Refuse layers or a budget that the method cannot have, before any corpus is read."""
     method = find_method(options.method)
+    if method.config is None and tuple(options.layers) != USUAL_GROUPS:
+        raise UserError(f"The method {options.method!r} has no layers to choose: leave layers out, or use an adapter.")
     method.setting(linear_shapes(speech.module, layers), Budget.parse(options.budget), parameters(speech.module))
 
 

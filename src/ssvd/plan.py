@@ -1,5 +1,6 @@
 """Plan what each method would train of a model and what that would cost, without loading the model."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from torch import nn
 
 from ssvd.errors import UserError
 from ssvd.methods import METHODS, Budget, linear_shapes, parameters
+from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_outline
 
 BYTES = 4  # per number: adapters are trained and stored in float32
@@ -46,7 +48,7 @@ class Planned:
     Attributes:
         model: Name or folder of the model.
         parameters: Number of parameters of the whole model.
-        layers: Number of linear layers that are adapted.
+        layers: Number of layers that are adapted.
         budget: The budget as it was given.
         tokens: Number of tokens of a training step, for the operations.
         methods: A row for each method.
@@ -64,19 +66,22 @@ class Planned:
         return asdict(self)
 
 
-def plan_methods(model: str | Path, budget: str = "p=0.4", tokens: int = 8000) -> Planned:
+def plan_methods(
+    model: str | Path, budget: str = "p=0.4", tokens: int = 8000, layers: Sequence[str] = USUAL_GROUPS
+) -> Planned:
     """Plan each method at a budget; the model's weights are not read.
 
     Args:
         model: A checkpoint folder, a config.json, or the name of a model on the hub.
         budget: See `ssvd.methods.Budget.parse`. Methods that do not have the setting that it names are left out.
         tokens: Number of tokens of a training step in each layer, over which the forming of weights is spread.
+        layers: Layers to adapt, as `ssvd.recognisers.layers.chosen_layers` takes them.
 
     Raises:
-        UserError: There is no such model, or the budget cannot be read.
+        UserError: There is no such model, it has no such layers, or the budget cannot be read.
     """
-    module, layers = load_outline(model)
-    shapes, total, parsed = linear_shapes(module, layers), parameters(module), Budget.parse(budget)
+    module, names = load_outline(model, layers)
+    shapes, total, parsed = linear_shapes(module, names), parameters(module), Budget.parse(budget)
     rows = []
     for name, method in METHODS.items():
         if parsed.unit not in ("p", "%", "", method.unit):
@@ -93,7 +98,7 @@ def plan_methods(model: str | Path, budget: str = "p=0.4", tokens: int = 8000) -
             continue
         count = method.count(shapes, setting) if part is None else parameters(part)
         frozen = 2 * tokens * sum(m * n for m, n in shapes.values())
-        trained = shapes if part is None else linear_shapes(module, _inside(module, layers, part))
+        trained = shapes if part is None else linear_shapes(module, _inside(module, names, part))
         rows.append(
             PlannedMethod(
                 name,
@@ -105,7 +110,7 @@ def plan_methods(model: str | Path, budget: str = "p=0.4", tokens: int = 8000) -
                 1 + sum(method.products(shape, setting, tokens) for shape in trained.values()) / frozen,
             )
         )
-    return Planned(str(model), total, len(layers), budget, tokens, rows)
+    return Planned(str(model), total, len(names), budget, tokens, rows)
 
 
 def _inside(module: nn.Module, layers: list[str], part: nn.Module) -> list[str]:

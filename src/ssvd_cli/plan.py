@@ -15,6 +15,10 @@ from ssvd_cli.terminal import console, in_bytes
 def plan(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, config.json or hub name; the weights are not read.")],
     budget: Budget = "p=0.4",
+    layers: Annotated[
+        list[str],
+        typer.Option(metavar="GROUP", help="Layers to adapt: encoder, decoder, front-end, or a regular expression."),
+    ] = ["encoder", "decoder"],  # Typer copies it
     tokens: Annotated[
         int, typer.Option(min=1, max=LARGEST, help="Number of tokens per training step, for counting operations.")
     ] = 8000,
@@ -23,7 +27,7 @@ def plan(
     """Show what each method would train at a budget, and at what cost."""
     from ssvd.plan import plan_methods
 
-    planned = plan_methods(model, budget, tokens)
+    planned = plan_methods(model, budget, tokens, layers)
     if as_json:
         print(json.dumps(planned.as_dict(), indent=2))
         return

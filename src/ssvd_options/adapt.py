@@ -41,6 +41,11 @@ class AdaptOptions(BaseModel):
         description="Number of parameters to train: p=0.4 (as many as SSVD trains at that portion), 2% (of the model), "
         "750000, or the method's own setting (portion=, rank=, band= or block=).",
     )
+    layers: list[str] = Field(
+        ["encoder", "decoder"],
+        description="Layers to adapt: encoder, decoder, front-end (the convolutions that read the features or the "
+        "audio), or a regular expression of full names.",
+    )
     token_stride: _Count = Field(
         1,
         description="Estimate the gradient of SSVD or SVFT from every n-th token: faster, but noisier.",

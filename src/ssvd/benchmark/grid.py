@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ssvd.demo import EMBEDDED
 from ssvd.documents import read_yaml
 from ssvd.errors import UserError, shortened
-from ssvd.methods import Budget, find_method
+from ssvd.methods import Budget, Method, find_method
 from ssvd.training.options import checked_options
 from ssvd_options.adapt import LARGEST_SEED
 
@@ -74,7 +74,8 @@ class Grid(_Part):
         title: Title of the benchmark.
         models: Checkpoints (folders or names on the hub) by name; "embedded" is the recogniser of this package.
         corpora: Corpora by name.
-        methods: Names of `ssvd.methods.METHODS`; as {name: budget} or {name: [budgets]} with its own budgets.
+        methods: Names of `ssvd.methods.METHODS`, with a further group of layers to adapt where wanted, such as
+            "ssvd + front-end"; as {name: budget} or {name: [budgets]} with its own budgets.
         budgets: Budgets of the other methods; see `ssvd.methods.Budget.parse`.
         learning_rates: Rates to search, by method; by default those of `METHODS`. A single rate is not searched.
         extensions: Maximum number of further rates, a factor of three apart, while the best one lies on the edge.
@@ -117,7 +118,7 @@ class Grid(_Part):
     @model_validator(mode="after")
     def _known(self) -> "Grid":
         for name, rates in self.learning_rates.items():
-            find_method(name)
+            find_method(_parts_of(name)[0])
             if not rates or min(rates) <= 0:
                 raise ValueError(f"learning_rates of {name} must be above 0")
         for _, budget in self.compared():
@@ -135,7 +136,7 @@ class Grid(_Part):
         for entry in self.methods:
             budgets_of = entry if isinstance(entry, dict) else {entry: self.budgets}
             for name, budgets in budgets_of.items():
-                has_setting = bool(find_method(name).unit)
+                has_setting = bool(find_method(_parts_of(name)[0]).unit)
                 wanted = [budgets] if isinstance(budgets, str) else budgets
                 lines += [(name, str(budget)) for budget in wanted] if has_setting else [(name, "")]
         return list(dict.fromkeys(lines))
@@ -156,7 +157,13 @@ class Grid(_Part):
 
 @dataclass(frozen=True)
 class Group:
-    """A method at a budget on a model and a corpus; its cells differ in their seeds."""
+    """A method at a budget on a model and a corpus; its cells differ in their seeds.
+
+    Attributes:
+        model, corpus: Names in the grid.
+        method: Name of the method, with a further group of layers where it has one, such as "ssvd + front-end".
+        budget: As in the grid; "" if the method has none.
+    """
 
     model: str
     corpus: str
@@ -166,8 +173,19 @@ class Group:
     @property
     def id(self) -> str:
         """Return the name of the group, suitable as a file name."""
-        parts = self.model, self.corpus, self.method.replace(" ", "-"), self.budget.replace("%", "pc")
+        method = self.method.replace(" + ", "+").replace(" ", "-")
+        parts = self.model, self.corpus, method, self.budget.replace("%", "pc")
         return "_".join(part for part in parts if part)
+
+    @property
+    def adaptation(self) -> Method:
+        """Return the method without the layers that are named with it."""
+        return find_method(_parts_of(self.method)[0])
+
+    @property
+    def further_layers(self) -> list[str]:
+        """Return the groups of layers that are adapted beside those of all methods."""
+        return _parts_of(self.method)[1]
 
 
 def read_grid(path: Path, *, small: bool = False) -> Grid:
@@ -215,6 +233,12 @@ def checked_grid(values: Mapping[str, Any], source: str) -> Grid:
         ) from None
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
+
+
+def _parts_of(name: str) -> tuple[str, list[str]]:
+    """Return the method and the further groups of layers that an entry of `methods` names."""
+    method, *layers = (part.strip() for part in name.split(" + "))
+    return method, layers
 
 
 def _check_names(what: str, names: Mapping[str, Any]) -> None:

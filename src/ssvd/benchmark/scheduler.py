@@ -25,7 +25,6 @@ from ssvd.benchmark.tasks import Task, failure, run_folder, run_task, setting_of
 from ssvd.documents import parse_yaml
 from ssvd.errors import StoppedError, UserError
 from ssvd.files import write_whole
-from ssvd.methods import find_method
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.run_folder import holds_model
 
@@ -205,7 +204,11 @@ def group_state(grid: Grid, out: Path, group: Group) -> GroupState:
     seeds = grid.seeds
     if group.method == "frozen":
         return _state([], [Task(group, seeds[0])], out)
-    start = grid.learning_rates.get(group.method) or list(find_method(group.method).learning_rates)
+    method = group.adaptation
+    start = next(
+        (grid.learning_rates[name] for name in (group.method, method.name) if name in grid.learning_rates),
+        list(method.learning_rates),
+    )
     outcomes, more = search(out, group, seeds[0], start, grid.extensions, grid.refine)
     if more:
         trials = [Task(group, seeds[0], rate) for rate in more]

@@ -35,8 +35,9 @@ from ssvd.errors import StoppedError, UserError
 from ssvd.evaluate import decode
 from ssvd.files import is_disk_error, write_json
 from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
-from ssvd.methods import Budget, find_method, linear_shapes, parameters
+from ssvd.methods import Budget, linear_shapes, parameters
 from ssvd.recognisers.decoding import Decoding, Fallback, Transcript
+from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import Recogniser, load_model, load_outline
 from ssvd.scoring import score, score_by, usual_normaliser
 from ssvd.training.batches import by_length
@@ -101,15 +102,21 @@ def setting_of(grid: Grid, group: Group) -> float:
     Raises:
         UserError: The method cannot reach the budget, or the model cannot be found.
     """
-    shapes, total = _outline(grid.checkpoint(group.model))
-    method = find_method(group.method)
+    shapes, total = _outline(grid.checkpoint(group.model), tuple(_layers(grid, group)))
+    method = group.adaptation
     return method.setting(shapes, Budget.parse(group.budget), total) if method.unit else 0
 
 
+def _layers(grid: Grid, group: Group) -> list[str]:
+    """Return the groups of layers that are adapted; a method without an adapter has none to choose."""
+    usual = grid.training.get("layers", USUAL_GROUPS) if group.adaptation.config else USUAL_GROUPS
+    return [*usual, *group.further_layers]
+
+
 @cache
-def _outline(checkpoint: str) -> tuple[dict[str, tuple[int, int]], int]:
-    """Return the shapes of the linear layers of a model, and the number of its parameters."""
-    module, layers = load_outline(checkpoint)
+def _outline(checkpoint: str, wanted: tuple[str, ...] = USUAL_GROUPS) -> tuple[dict[str, tuple[int, int]], int]:
+    """Return the shapes of the layers of a model to adapt, and the number of its parameters."""
+    module, layers = load_outline(checkpoint, wanted)
     return linear_shapes(module, layers), parameters(module)
 
 
@@ -181,7 +188,8 @@ def _train(grid: Grid, out: Path, task: Task, device: str, started: datetime) ->
             "train": [str(part_path(out, group.corpus, "train"))],
             "dev": [str(part_path(out, group.corpus, "dev"))],
             "skip_bad": grid.skip_bad,
-            "method": group.method,
+            "method": group.adaptation.name,
+            "layers": _layers(grid, group),
             "budget": group.budget or "p=0.4",
             "learning_rate": task.learning_rate,
             "seed": task.seed,

@@ -1,6 +1,6 @@
 """The methods that can be compared: how a budget becomes a PEFT configuration, what is trained and what it costs."""
 
-from ssvd.methods.apply import apply_method, linear_shapes, parameters, trainable_parameters
+from ssvd.methods.apply import apply_method, linear_shapes, parameters, show_geometry, trainable_parameters
 from ssvd.methods.budget import Budget
 from ssvd.methods.method import Method
 from ssvd.methods.table import METHODS, find_method
@@ -13,5 +13,6 @@ __all__ = [
     "find_method",
     "linear_shapes",
     "parameters",
+    "show_geometry",
     "trainable_parameters",
 ]

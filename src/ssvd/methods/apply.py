@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ssvd.errors import UserError
 from ssvd.methods.budget import Budget
-from ssvd.methods.method import TOLERANCE, Method, Shape, Shapes
-from ssvd.methods.table import find_method
+from ssvd.methods.method import TOLERANCE, Method, Shape, Shapes, Trained
+from ssvd.methods.table import METHODS, find_method
 from ssvd.tuners import SSVDConfig, SVFTConfig
+from ssvd.tuners.convolution import Convolution
 
 
 def apply_method(
@@ -28,7 +30,7 @@ def apply_method(
     Args:
         module: The pretrained model, which is changed in place.
         name: Key of `METHODS`.
-        layers: Full names of the linear layers to adapt.
+        layers: Full names of the layers to adapt.
         budget: How much to train.
         also_train: Names, or ends of names, of modules to train in full and to save with the adapter. Layers in them
             are not adapted.
@@ -50,6 +52,12 @@ def apply_method(
             f"All layers to adapt are in {', '.join(full)}, trained in full: use the method 'full' instead."
         )
     shapes = linear_shapes(module, adapted)
+    convolutions = [layer for layer in adapted if isinstance(module.get_submodule(layer), Convolution)]
+    if convolutions and method.trains is Trained.ADAPTER and not method.adapts_convolutions:
+        raise UserError(
+            f"The method {name!r} cannot adapt convolutions, such as {convolutions[0]}: leave them out, or use "
+            f"{', '.join(other.name for other in METHODS.values() if other.adapts_convolutions)}."
+        )
     if token_stride < 1:
         raise UserError(f"The token stride {token_stride} must be at least 1.")
     if token_stride > 1 and not name.startswith(("ssvd", "svft")):
@@ -67,7 +75,17 @@ def apply_method(
     if isinstance(config, SSVDConfig | SVFTConfig):
         config.token_stride = token_stride
     network: nn.Module = get_peft_model(module, config)
+    show_geometry(network)
     return network
+
+
+def show_geometry(network: nn.Module) -> None:
+    """Give PEFT's convolutions the stride of the layer that they wrap, which the encoder of Whisper reads."""
+    wrapped = (layer for layer in network.modules() if isinstance(layer, BaseTunerLayer))
+    for layer in wrapped:
+        base = layer.get_base_layer()
+        if isinstance(base, Convolution) and not hasattr(layer, "stride"):
+            layer.stride = base.stride
 
 
 def _modules_to_train(module: nn.Module, also_train: Sequence[str]) -> list[str]:
@@ -108,22 +126,26 @@ def _set_options(config: PeftConfig, method: Method, options: Mapping[str, Any])
 
 
 def linear_shapes(module: nn.Module, layers: list[str]) -> dict[str, Shape]:
-    """Return the shapes (out, in) of the linear layers with these full names.
+    """Return the shapes (out, in) of the linear layers and convolutions with these full names.
+
+    A kernel (out, in, width) counts as the matrix (out, in x width).
 
     Raises:
-        UserError: The list is empty, or a name is not that of a linear layer.
+        UserError: The list is empty, or a name is that of another layer or of none.
     """
     if not layers:
-        raise UserError("There is no layer to adapt: name at least one linear layer of the model.")
+        raise UserError("There is no layer to adapt: name at least one layer of the model.")
     modules = dict(module.named_modules())
     shapes = {}
     for name in layers:
         layer = modules.get(name)
         if layer is None:
             raise UserError(f"The model has no layer {name!r}: give full names, as `named_modules` lists them.")
-        if not isinstance(layer, nn.Linear):
-            raise UserError(f"The layer {name!r} is {type(layer).__name__}: only torch.nn.Linear can be adapted.")
-        shapes[name] = (layer.out_features, layer.in_features)
+        if not isinstance(layer, nn.Linear | Convolution):
+            raise UserError(
+                f"The layer {name!r} is {type(layer).__name__}: only linear layers and convolutions can be adapted."
+            )
+        shapes[name] = (len(layer.weight), layer.weight[0].numel())
     return shapes
 
 

@@ -61,7 +61,18 @@ def _ssvd(name: str, form: Form = "approx", side: Side = "input") -> Method:
 
     # The paper's rates, 1e-4 to 1e-3 at k from 227 to 409, are for K itself; ssvd.spectral.rotation converts them.
     rates = (7e-4, 2e-3, 6e-3)
-    return Method(name, "2509.02830", rates, Trained.ADAPTER, "portion", settings, count, config, products)
+    return Method(
+        name,
+        "2509.02830",
+        rates,
+        Trained.ADAPTER,
+        "portion",
+        settings,
+        count,
+        config,
+        products,
+        adapts_convolutions=True,
+    )
 
 
 def _svft(name: str, pattern: Literal["plain", "banded", "random", "top-k"], rates: tuple[float, ...]) -> Method:
@@ -77,7 +88,9 @@ def _svft(name: str, pattern: Literal["plain", "banded", "random", "top-k"], rat
     def products(shape: Shape, band: float, tokens: int) -> int:
         return step_products(tokens, *shape, min(shape))
 
-    return Method(name, "2405.19597", rates, Trained.ADAPTER, "band", settings, count, config, products)
+    return Method(
+        name, "2405.19597", rates, Trained.ADAPTER, "band", settings, count, config, products, adapts_convolutions=True
+    )
 
 
 def _lora(
@@ -90,6 +103,7 @@ def _lora(
 ) -> Method:
     """Make a row of a variant of LoRA: `alpha` follows from the rank, `options` are fields of its configuration."""
     is_dora, trains_a_alone = options.get("use_dora", False), options.get("init_lora_weights") == "mica"
+    has_usual_start = "init_lora_weights" not in options  # PEFT decomposes no kernels
 
     def settings(shapes: Shapes) -> Sequence[float]:
         # The minor components of a layer are at most as many as it has.
@@ -110,7 +124,20 @@ def _lora(
     def frozen(shapes: Shapes, rank: float) -> int:
         return sum(int(rank) * m for m, _ in shapes.values()) if trains_a_alone else 0
 
-    return Method(name, paper, rates, Trained.ADAPTER, "rank", settings, count, config, products, frozen, rate_factors)
+    return Method(
+        name,
+        paper,
+        rates,
+        Trained.ADAPTER,
+        "rank",
+        settings,
+        count,
+        config,
+        products,
+        frozen,
+        rate_factors,
+        has_usual_start,
+    )
 
 
 def _vera() -> Method:

@@ -15,6 +15,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import MARK
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
+from ssvd.recognisers.layers import USUAL_GROUPS, LayerGroups, chosen_layers
 from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.recognisers.words import Segment, TimedText
 
@@ -46,8 +47,16 @@ class Recogniser(ABC):
     checkpoint_format: Literal["transformers", "espnet"] = "transformers"
 
     @abstractmethod
-    def adaptable_layers(self) -> list[str]:
-        """Return the names in `module`, not yet wrapped, of the linear layers that an adapter may change."""
+    def layer_groups(self) -> LayerGroups:
+        """Return the layers in `module`, not yet wrapped, that an adapter may change, each with its group."""
+
+    def adaptable_layers(self, wanted: Sequence[str] = USUAL_GROUPS) -> list[str]:
+        """Return the names in `module`, not yet wrapped, of the layers that an adapter changes; see `chosen_layers`.
+
+        Raises:
+            UserError: There is no such layer.
+        """
+        return chosen_layers(self.layer_groups(), wanted)
 
     @abstractmethod
     def input_seconds(self, duration: float) -> float:

@@ -28,6 +28,7 @@ from ssvd.recognisers.decoding import (
     join_pieces,
     split_at_pauses,
 )
+from ssvd.recognisers.layers import ENCODER, LayerGroups, front_end_convolutions
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
 from ssvd.recognisers.words import TimedText, words_of_frames
 
@@ -116,16 +117,16 @@ class Ctc(Recogniser):
         return cls(module, *_processors(name, module), window=window, language=language)
 
     @staticmethod
-    def outline(name: str) -> tuple[nn.Module, list[str]]:
-        """Return the network without its weights, on the meta device, and its adaptable layers; see `load_outline`."""
+    def outline(name: str) -> tuple[nn.Module, LayerGroups]:
+        """Return the network without its weights, on the meta device, and its layers; see `load_outline`."""
         config = _supported_config(name)
         with reading(f"The config.json of {name}", "copy it from the model that it comes from"), torch.device("meta"):
             module = AutoModelForCTC.from_config(config)
-        return module, _linear_layers(module)
+        return module, _layer_groups(module)
 
-    def adaptable_layers(self) -> list[str]:
-        """Return the names of all linear layers of the encoder: attention and feed-forward, not the head."""
-        return _linear_layers(self._base_model)
+    def layer_groups(self) -> LayerGroups:
+        """Return the convolutions that read the audio, and the encoder's attention and feed-forward, not the head."""
+        return _layer_groups(self._base_model)
 
     def input_seconds(self, duration: float) -> float:
         """Return the seconds that the network reads for an utterance alone in its batch: no padding."""
@@ -327,5 +328,7 @@ def _processors(name: str, module: Any) -> tuple[Any, Any]:
     return extractor, tokenizer
 
 
-def _linear_layers(network: nn.Module) -> list[str]:
-    return [n for n, layer in network.named_modules() if isinstance(layer, nn.Linear) and ".encoder.layers." in n]
+def _layer_groups(network: Any) -> LayerGroups:
+    linear = [n for n, layer in network.named_modules() if isinstance(layer, nn.Linear) and ".encoder.layers." in n]
+    front_end = front_end_convolutions(network, f"{network.base_model_prefix}.feature_extractor.")
+    return front_end | dict.fromkeys(linear, ENCODER)

@@ -1,6 +1,6 @@
 """Speech recognisers behind one interface, whatever family their checkpoint belongs to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ssvd.errors import UserError
 from ssvd.recognisers.base import Recogniser
 from ssvd.recognisers.ctc import Ctc
 from ssvd.recognisers.espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
+from ssvd.recognisers.layers import USUAL_GROUPS, chosen_layers
 from ssvd.recognisers.transformers_checkpoint import read_json
 from ssvd.recognisers.whisper import Whisper
 
@@ -49,22 +50,25 @@ def load_model(
     return family.from_pretrained(name, window=window, language=language, task=task)
 
 
-def load_outline(name_or_path: str | Path) -> tuple[nn.Module, list[str]]:
-    """Return a recogniser's network without its weights, on the meta device, and the names of its adaptable layers.
+def load_outline(name_or_path: str | Path, wanted: Sequence[str] = USUAL_GROUPS) -> tuple[nn.Module, list[str]]:
+    """Return a recogniser's network without its weights, on the meta device, and the names of the chosen layers.
 
     Args:
         name_or_path: A checkpoint folder, its `config.json` (Transformers) or `config.yaml` (ESPnet), or the name of a
             model on the hub.
+        wanted: The layers, as `ssvd.recognisers.layers.chosen_layers` takes them.
 
     Raises:
-        UserError: There is no such checkpoint, or its family is not supported.
+        UserError: There is no such checkpoint, its family is not supported, or it has no such layers.
     """
     name = str(name_or_path)
     if (checkpoint := _espnet_checkpoint(name)) is not None:
         with espnet_importable():
             from ssvd.recognisers.owsm import Owsm
-        return Owsm.outline(checkpoint)
-    return _family(name).outline(name)
+        module, groups = Owsm.outline(checkpoint)
+    else:
+        module, groups = _family(name).outline(name)
+    return module, chosen_layers(groups, wanted)
 
 
 def load_check(

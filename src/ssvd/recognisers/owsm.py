@@ -33,6 +33,7 @@ from ssvd.recognisers.decoding import (
     whole_windows,
 )
 from ssvd.recognisers.espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
+from ssvd.recognisers.layers import DECODER, ENCODER, LayerGroups, front_end_convolutions
 from ssvd.recognisers.spec_augment import SpecAugment
 
 PADDING = -1  # of labels, as in ESPnet
@@ -118,17 +119,17 @@ class Owsm(Recogniser):
         self._network._extract_feats(torch.zeros(1, self.sampling_rate), torch.tensor([self.sampling_rate]))
 
     @classmethod
-    def outline(cls, checkpoint: Checkpoint) -> tuple[nn.Module, list[str]]:
-        """Return the network without its weights, on the meta device, and its adaptable layers."""
+    def outline(cls, checkpoint: Checkpoint) -> tuple[nn.Module, LayerGroups]:
+        """Return the network without its weights, on the meta device, and its layers."""
         network = checkpoint.outline()
-        return network, _adaptable_layers(network)
+        return network, _layer_groups(network)
 
-    def adaptable_layers(self) -> list[str]:
-        """Return the names of all linear layers of encoder and decoder: the decoder's output too, not that of CTC.
+    def layer_groups(self) -> LayerGroups:
+        """Return the convolutions of the subsampling, and all linear layers but the output of CTC.
 
-        They are those of the paper: 380 of OWSM-1B.
+        The linear layers, with the decoder's output, are those of the paper: 380 of OWSM-1B.
         """
-        return _adaptable_layers(self._network)
+        return _layer_groups(self._network)
 
     # -- labels
 
@@ -416,9 +417,12 @@ def _pieces(bpemodel: str) -> list[str]:
     return [model.id_to_piece(n) for n in range(len(model)) if not model.is_unknown(n) and not model.is_control(n)]
 
 
-def _adaptable_layers(network: nn.Module) -> list[str]:
-    layers = (name for name, layer in network.named_modules() if isinstance(layer, nn.Linear))
-    return [name for name in layers if not name.startswith("ctc.")]
+def _layer_groups(network: nn.Module) -> LayerGroups:
+    linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    subsampling = front_end_convolutions(network, "encoder.embed.")
+    return subsampling | {
+        name: DECODER if name.startswith("decoder.") else ENCODER for name in linear if not name.startswith("ctc.")
+    }
 
 
 def load_owsm(

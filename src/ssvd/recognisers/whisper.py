@@ -43,6 +43,7 @@ from ssvd.recognisers.decoding import (
     split_at_pauses,
     whole_windows,
 )
+from ssvd.recognisers.layers import DECODER, ENCODER, LayerGroups, front_end_convolutions
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
 from ssvd.recognisers.words import TimedText, Word, attention_weights, boundaries
 
@@ -117,9 +118,12 @@ def _plain(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _linear_layers(whisper: WhisperForConditionalGeneration) -> list[str]:
+def _layer_groups(whisper: WhisperForConditionalGeneration) -> LayerGroups:
     output = whisper.get_output_embeddings()
-    return [n for n, layer in whisper.named_modules() if isinstance(layer, nn.Linear) and layer is not output]
+    linear = [n for n, layer in whisper.named_modules() if isinstance(layer, nn.Linear) and layer is not output]
+    encoder = "model.encoder."
+    stem = front_end_convolutions(whisper, encoder)
+    return stem | {name: ENCODER if name.startswith(encoder) else DECODER for name in linear}
 
 
 class Whisper(Recogniser):
@@ -245,17 +249,17 @@ class Whisper(Recogniser):
             tokens += [self._languages[language], self._task]
         return tokens if self._no_timestamps is None else [*tokens, self._no_timestamps]
 
-    def adaptable_layers(self) -> list[str]:
-        """Return the names of all linear layers of encoder and decoder, but not of the output projection."""
-        return _linear_layers(self._base_model)
+    def layer_groups(self) -> LayerGroups:
+        """Return the stem's convolutions, and all linear layers but the output projection."""
+        return _layer_groups(self._base_model)
 
     @staticmethod
-    def outline(name: str) -> tuple[nn.Module, list[str]]:
-        """Return the network without its weights, on the meta device, and its adaptable layers; see `load_outline`."""
+    def outline(name: str) -> tuple[nn.Module, LayerGroups]:
+        """Return the network without its weights, on the meta device, and its layers; see `load_outline`."""
         config = read_config(name)
         with reading(f"The config.json of {name}", "copy it from the model that it comes from"), torch.device("meta"):
             module = WhisperForConditionalGeneration(config)
-        return module, _linear_layers(module)
+        return module, _layer_groups(module)
 
     def input_seconds(self, duration: float) -> float:
         """Return the seconds that the network reads for an utterance: whole windows, whatever else is in its batch."""

@@ -93,6 +93,7 @@ def load_adapter(module: nn.Module, folder: Path) -> PeftModel:
         ValueError: It does not suit the base model, or changes it beyond recognition.
     """
     network = _by_peft(lambda: PeftModel.from_pretrained(module, str(folder)))
+    show_geometry(network)
     network.eval()
     _check_change(network)
     return network

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from ssvd.corpora.sources import Source
 from ssvd.errors import UserError, shortened
 from ssvd.methods import Budget, find_method
+from ssvd.recognisers.layers import check_choice
 from ssvd.scoring import normaliser
 from ssvd.training.augmentation import Augmentation
 from ssvd_options import AdaptOptions
@@ -138,6 +139,11 @@ def _budget(text: str) -> str:
     return text
 
 
+def _layers(wanted: Sequence[str]) -> list[str]:
+    check_choice(wanted)
+    return list(wanted)
+
+
 def _normaliser(name: str | None) -> str | None:
     if name is not None:
         normaliser(name)
@@ -160,6 +166,7 @@ _CHECKS: Mapping[str, Callable[..., object]] = {
     "dev": _absolute_paths,
     "method": _method,
     "budget": _budget,
+    "layers": _layers,
     "normaliser": _normaliser,
     "keep": _kept,
     "augment": _augmentations,

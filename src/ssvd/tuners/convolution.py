@@ -14,7 +14,7 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_
 
 
 class ConvolutionLayer(SpectralLayer):
-    """A convolution without groups, whose kernel (out, in, width) is a matrix (out, in x width) on patches of the input.
+    """A convolution without groups: its kernel (out, in, width) is a matrix (out, in x width) on patches of its input.
 
     Adapting that matrix changes how a patch is read: for the first convolution of a recogniser, a few frames of a
     spectrum. Methods derive from this class and from their own layer, in this order.

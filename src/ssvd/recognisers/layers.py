@@ -1,0 +1,68 @@
+"""The layers of a recogniser that an adapter may change, in the groups that a user chooses from."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from ssvd.errors import UserError
+
+FRONT_END, ENCODER, DECODER = "front-end", "encoder", "decoder"
+USUAL_GROUPS = (ENCODER, DECODER)
+
+LayerGroups = Mapping[str, str]
+"""Full name of each layer -> its group, in the order of the network."""
+
+
+def front_end_convolutions(network: nn.Module, prefix: str) -> dict[str, str]:
+    """Return the convolutions without groups whose full names begin with a prefix, as layers of the front end."""
+    found = (name for name, layer in network.named_modules() if isinstance(layer, nn.Conv1d | nn.Conv2d))
+    return {name: FRONT_END for name in found if name.startswith(prefix) and network.get_submodule(name).groups == 1}
+
+
+def chosen_layers(groups: LayerGroups, wanted: Sequence[str] = USUAL_GROUPS) -> list[str]:
+    """Return the full names of the layers that are chosen, in the order of the network.
+
+    Args:
+        groups: All layers that can be adapted.
+        wanted: Names of groups, of which the network need not have each; or regular expressions, each of which must
+            match a part of a full name.
+
+    Raises:
+        UserError: A regular expression is not one or matches no layer, or the network has none of the groups.
+    """
+    chosen: set[str] = set()
+    for item in wanted:
+        matched = {name for name, group in groups.items() if _is_chosen(name, group, item)}
+        if not matched and item not in (FRONT_END, *USUAL_GROUPS):
+            raise UserError(
+                f"No layer of the model matches {item!r}; its layers have names such as {next(iter(groups))}, and the "
+                f"groups are {', '.join(dict.fromkeys(groups.values()))}."
+            )
+        chosen |= matched
+    if not chosen:
+        raise UserError(
+            f"The model has no {' and no '.join(wanted)}; its groups of layers are "
+            f"{', '.join(dict.fromkeys(groups.values()))}."
+        )
+    return [name for name in groups if name in chosen]
+
+
+def check_choice(wanted: Sequence[str]) -> None:
+    """Raise UserError if nothing is chosen or an item is neither the name of a group nor a regular expression."""
+    if not wanted:
+        raise UserError(f"layers names nothing to adapt: choose among {FRONT_END}, {ENCODER} and {DECODER}")
+    for item in wanted:
+        try:
+            re.compile(item)
+        except re.error as error:
+            raise UserError(
+                f"layers {item!r} is neither a group ({FRONT_END}, {ENCODER}, {DECODER}) nor a regular expression "
+                f"({error})"
+            ) from None
+
+
+def _is_chosen(name: str, group: str, item: str) -> bool:
+    if item in (FRONT_END, *USUAL_GROUPS):
+        return group == item
+    return re.search(item, name) is not None
