@@ -383,6 +383,16 @@ def test_a_grid_of_the_user_is_not_taken_for_the_record_of_a_benchmark(values, t
         assert own.read_text() == content
 
 
+def test_results_from_before_a_field_of_grids_was_added_are_continued(values, tmp_path):
+    grid = checked_grid(values | {"methods": ["frozen"]}, "grid")
+    run_benchmark(grid, tmp_path, device="cpu")
+    stored = yaml.safe_load((tmp_path / "grid.yaml").read_text())
+    assert stored.pop("refine") is False
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(stored, sort_keys=False))
+    run_benchmark(grid, tmp_path, device="cpu")
+    assert yaml.safe_load((tmp_path / "grid.yaml").read_text())["refine"] is False
+
+
 @pytest.mark.slow
 def test_killed_ten_times_and_resumed_by_two_processes_nothing_is_missing_or_done_twice(values, tmp_path):
     grid, out = tmp_path / "grid.yaml", tmp_path / "results"
