@@ -28,6 +28,8 @@ from ssvd.files import write_whole
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.run_folder import holds_model
 
+# Fields of a grid that the first results lack.
+_LATER_FIELDS = {"refine", "scales"}
 _PREPARE_LOCK = "prepare.lock"
 _WAIT = 5  # seconds between looks at the folder while other processes do the remaining tasks
 
@@ -285,7 +287,7 @@ def _write_grid(grid: Grid, out: Path) -> None:
     values = grid.model_dump(exclude={"small"})
     if path.is_file():
         stored = _stored_grid(path)
-        if {"refine", *stored} != values.keys():  # the first results are from before there was that field
+        if _LATER_FIELDS | stored.keys() != values.keys():
             raise UserError(f"{path} is not what a benchmark wrote: choose another folder for the results.")
         changed = [name for name in ("training", "skip_bad", "extensions") if stored[name] != values[name]]
         for field_name in ("models", "corpora"):

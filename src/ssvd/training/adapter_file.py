@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ssvd.documents import read_json
 from ssvd.errors import shortened
+from ssvd.methods import show_geometry
 
 Result = TypeVar("Result")
 
