@@ -60,7 +60,7 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str], *, normali
         ValueError: The sequences differ in length.
         UserError: There is no normaliser of that name.
     """
-    scored = ScoredUtterances.normalise(references, [hypotheses], None, None, normaliser)
+    scored = ScoredUtterances.normalise(references, [hypotheses], None, None, None, normaliser)
     errors = WordErrors(Counter(), Counter(), Counter(), Counter())
     if not scored.references:
         return errors
