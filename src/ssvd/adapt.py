@@ -14,7 +14,15 @@ from safetensors import SafetensorError
 from ssvd.errors import StoppedError, UserError
 from ssvd.files import exclusive, is_disk_error, write_json, write_whole
 from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
-from ssvd.methods import Budget, apply_method, find_method, linear_shapes, parameters, trainable_parameters
+from ssvd.methods import (
+    Budget,
+    apply_method,
+    check_layers,
+    find_method,
+    linear_shapes,
+    parameters,
+    trainable_parameters,
+)
 from ssvd.processes import was_interrupted
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import Recogniser, load_model
@@ -126,6 +134,7 @@ def _check_budget(speech: Recogniser, layers: list[str], options: AdaptOptions) 
     method = find_method(options.method)
     if method.config is None and tuple(options.layers) != USUAL_GROUPS:
         raise UserError(f"The method {options.method!r} has no layers to choose: leave layers out, or use an adapter.")
+    check_layers(method, speech.module, layers)
     method.setting(linear_shapes(speech.module, layers), Budget.parse(options.budget), parameters(speech.module))
 
 

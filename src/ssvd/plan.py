@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ssvd.errors import UserError
-from ssvd.methods import METHODS, Budget, linear_shapes, parameters
+from ssvd.methods import METHODS, Budget, check_layers, linear_shapes, parameters
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_outline
 
@@ -87,6 +87,7 @@ def plan_methods(
         if parsed.unit not in ("p", "%", "", method.unit):
             continue
         try:
+            check_layers(method, module, names)
             setting = method.setting(shapes, parsed, total)
         except UserError as error:
             rows.append(PlannedMethod(name, "", reason=str(error)))

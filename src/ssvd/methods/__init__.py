@@ -1,6 +1,13 @@
 """The methods that can be compared: how a budget becomes a PEFT configuration, what is trained and what it costs."""
 
-from ssvd.methods.apply import apply_method, linear_shapes, parameters, show_geometry, trainable_parameters
+from ssvd.methods.apply import (
+    apply_method,
+    check_layers,
+    linear_shapes,
+    parameters,
+    show_geometry,
+    trainable_parameters,
+)
 from ssvd.methods.budget import Budget
 from ssvd.methods.method import Method
 from ssvd.methods.table import METHODS, find_method
@@ -10,6 +17,7 @@ __all__ = [
     "Budget",
     "Method",
     "apply_method",
+    "check_layers",
     "find_method",
     "linear_shapes",
     "parameters",

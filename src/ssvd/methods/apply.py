@@ -10,7 +10,7 @@ from torch import nn
 from ssvd.errors import UserError
 from ssvd.methods.budget import Budget
 from ssvd.methods.method import TOLERANCE, Method, Shape, Shapes, Trained
-from ssvd.methods.table import METHODS, find_method
+from ssvd.methods.table import find_method
 from ssvd.tuners import SSVDConfig, SVFTConfig
 from ssvd.tuners.convolution import Convolution
 
@@ -52,12 +52,7 @@ def apply_method(
             f"All layers to adapt are in {', '.join(full)}, trained in full: use the method 'full' instead."
         )
     shapes = linear_shapes(module, adapted)
-    convolutions = [layer for layer in adapted if isinstance(module.get_submodule(layer), Convolution)]
-    if convolutions and method.trains is Trained.ADAPTER and not method.adapts_convolutions:
-        raise UserError(
-            f"The method {name!r} cannot adapt convolutions, such as {convolutions[0]}: leave them out, or use "
-            f"{', '.join(other.name for other in METHODS.values() if other.adapts_convolutions)}."
-        )
+    check_layers(method, module, adapted)
     if token_stride < 1:
         raise UserError(f"The token stride {token_stride} must be at least 1.")
     if token_stride > 1 and not name.startswith(("ssvd", "svft")):
@@ -77,6 +72,20 @@ def apply_method(
     network: nn.Module = get_peft_model(module, config)
     show_geometry(network)
     return network
+
+
+def check_layers(method: Method, module: nn.Module, layers: Sequence[str]) -> None:
+    """Check that a method can adapt layers of these kinds.
+
+    Raises:
+        UserError: It cannot adapt convolutions, and there are some.
+    """
+    convolutions = [layer for layer in layers if isinstance(module.get_submodule(layer), Convolution)]
+    if convolutions and method.trains is Trained.ADAPTER and not method.adapts_convolutions:
+        raise UserError(
+            f"The method {method.name!r} cannot adapt convolutions, such as {convolutions[0]}: leave them out, or use "
+            "another method, such as ssvd, svft, lora or dora."
+        )
 
 
 def show_geometry(network: nn.Module) -> None:

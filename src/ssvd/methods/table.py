@@ -102,7 +102,7 @@ def _lora(
     **options: Any,
 ) -> Method:
     """Make a row of a variant of LoRA: `alpha` follows from the rank, `options` are fields of its configuration."""
-    is_dora, trains_a_alone = options.get("use_dora", False), options.get("init_lora_weights") == "mica"
+    is_dora, trains_a_alone = bool(options.get("use_dora")), options.get("init_lora_weights") == "mica"
     has_usual_start = "init_lora_weights" not in options  # PEFT decomposes no kernels
 
     def settings(shapes: Shapes) -> Sequence[float]:
