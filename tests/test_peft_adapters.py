@@ -181,7 +181,7 @@ def test_adapter_of_another_run_is_refused(saved, embedded, tmp_path):
     with pytest.raises(UserError, match="is not the one that it was trained with; copy both files from the same run"):
         load_adapted(str(embedded), first)
     base = json.loads((second / "base.json").read_text())
-    base["weights"]["model.encoder.conv1.weight"]["norm"] *= 1 + 1e-6
+    base["weights"]["model.encoder.conv1.weight"]["sums"][0] *= 1 + 1e-7
     (second / "base.json").write_text(json.dumps(base))
     with pytest.raises(UserError, match=r"base\.json is that of another adapter; copy the run folder whole"):
         load_adapted(str(embedded), second)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssvd.errors import UserError
-from ssvd.files import write_json, write_whole
+from ssvd.files import check_new, whole_folder, write_json, write_whole
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.training.adapter_file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, bind_adapter
 from ssvd.training.base_fingerprint import base_fingerprint
@@ -25,7 +25,6 @@ from ssvd.training.run_folder import (
     check_run,
     has_own_model,
     load_adapted,
-    replace_folder,
     stated_options,
 )
 
@@ -59,8 +58,7 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
     """
     if len(runs) < 2:
         raise UserError("One run has no average: name two or more.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; give a new folder.")
+    check_new(out)
     for first, second in pairwise(runs):
         _check_alike(first, second)
     options = stated_options(runs[0])
@@ -76,9 +74,7 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
         "averaged": [str(run) for run in runs],
         "of": of,
     }
-
-    def write(folder: Path) -> None:
-        folder.mkdir(parents=True)
+    with whole_folder(out) as folder:
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         write_json(folder / BASE, base)
         if of == "cores":
@@ -87,8 +83,6 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
         else:
             _average_weights(model, runs, speech)
             speech.save(folder / "model")
-
-    replace_folder(out, write)
     return of
 
 
@@ -132,7 +126,8 @@ def _average_cores(runs: Sequence[str | Path], folder: Path) -> None:
         if scale_of(run) != 1:
             raise UserError(f"{run} chose a scale, which holds for its weights and not for its cores: average those.")
     adapters = [load_file(adapter_folder(run) / ADAPTER_WEIGHTS) for run in runs]
-    averaged = {name: _mean_or_same(name, [adapter[name] for adapter in adapters], runs) for name in adapters[0]}
+    names = [name for name in adapters[0] if all(name in adapter for adapter in adapters)]  # older ones lack settings
+    averaged = {name: _mean_or_same(name, [adapter[name] for adapter in adapters], runs) for name in names}
     folder.mkdir()
     shutil.copy(adapter_folder(runs[0]) / ADAPTER_CONFIG, folder)
     save_file(averaged, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
