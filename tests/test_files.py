@@ -82,6 +82,11 @@ def test_own_files_are_replaced_together_and_foreign_ones_never(tmp_path):
     files = contents(tmp_path)
     del files["mine.sha256"]
     assert files == {"other": "somebody's", "a": "2", "b": "2"}
+    sums = (tmp_path / "mine.sha256").read_text()
+    (tmp_path / "mine.sha256").write_text("my own checksums\n")
+    with pytest.raises(UserError, match=r"mine\.sha256 exists already and is not what this command wrote"):
+        write(tmp_path, a="3")
+    (tmp_path / "mine.sha256").write_text(sums)
     (tmp_path / "b").write_text("edited by hand")
     for name in ("b", "sub/c"):
         (tmp_path / "sub" / "c").write_text("somebody's")

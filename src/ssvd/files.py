@@ -127,16 +127,20 @@ def check_own(folder: Path, names: Sequence[str], record: str) -> None:
     Raises:
         UserError: A file is somebody else's, or was changed since.
     """
-    try:
-        sums = {tuple(line.split("  ", 1)) for line in (folder / record).read_text(encoding="utf-8").splitlines()}
-    except (OSError, UnicodeDecodeError):
-        sums = set()
+    foreign, sums = [], set()
+    if (folder / record).is_file():
+        lines = (folder / record).read_text(encoding="utf-8", errors="replace").splitlines()
+        sums = {(digest, name) for digest, _, name in (line.partition("  ") for line in lines)}
+        foreign = [] if {name for _, name in sums} <= set(names) else [record]
     for name in names:
         path = folder / name
         if path.exists() and not (path.is_file() and (_sha256(path), name) in sums):
-            raise UserError(
-                f"{path} exists already and is not what this command wrote; give another folder, or move that file."
-            )
+            foreign.append(name)
+    if foreign:
+        raise UserError(
+            f"{folder / foreign[0]} exists already and is not what this command wrote; give another folder, or move "
+            "that file."
+        )
 
 
 def check_not_input(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

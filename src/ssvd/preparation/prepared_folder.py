@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class Preparation:
         return Prepared(earlier, [], already=True)
 
     def _write(self, out: Path, options: dict[str, Any], build: Callable[[], UtterancesByPart]) -> Prepared:
-        check_not_input([out / name for name in _FILES], [*files_of(self.source), *self.lists])
+        check_not_input([out / name for name in _FILES], chain(files_of(self.source), self.lists))
         check_own(out, _FILES, _CHECKSUMS)
         utterances = build()
         counts = _count_rules(utterances.left_out)
