@@ -150,6 +150,7 @@ def test_whole_path_of_averages_and_scales(ssvd, adapter, corpora, embedded, tmp
     assert code == 0, err
     first, second = json.loads(out)
     assert (first["scale"], second["scale"]) == (0, 0) and first["wer"] == second["wer"]
+    assert "mean at 0.5" in ssvd("evaluate", "--run", tmp_path / "mean", "--scale", 0.5, corpora["adult"])[1]
     assert ssvd("merge", tmp_path / "mean", tmp_path / "half", "--scale", 0.5)[0] == 0
     merge(embedded, tmp_path / "mean", tmp_path / "half too", scale=0.5)
     half, too = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "half too"))
@@ -160,7 +161,8 @@ def test_scale_without_an_adapter_or_below_zero_is_told(refused, embedded, adapt
     assert "--scale is for adapters" in refused("evaluate", embedded, corpora["adult"], "--scale", 0.5)
     run = adapter(CONFIGS["lora"]())
     assert "A scale of -1 is not possible" in refused("transcribe", "--run", run, "a.wav", "--scale", -1)
-    assert "A scale of nan is not possible" in refused("evaluate", "--run", run, corpora["adult"], "--scale", "nan")
+    with pytest.raises(UserError, match="A scale of nan is not possible"):
+        load_adapted(embedded, run, scale=float("nan"))
 
 
 def test_scale_is_the_best_on_dev_that_keeps_every_corpus():

@@ -25,8 +25,8 @@ def merge(
     to: Checkpoint | None = None,
     scale: float | None = None,
     quantization: Quantization | None = None,
-) -> None:
-    """Write the adapted model as a checkpoint that needs nothing of this package.
+) -> Checkpoint:
+    """Write the adapted model as a checkpoint that needs nothing of this package, and return its format.
 
     Args:
         model: The base checkpoint.
@@ -52,6 +52,7 @@ def merge(
             save_ctranslate2(speech, folder, quantization)
         else:
             speech.save(folder)
+    return to or speech.checkpoint_format
 
 
 def write_lora(

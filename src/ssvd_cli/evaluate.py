@@ -113,7 +113,10 @@ def _scores(evaluations: "list[Evaluation]") -> Table:
         first = evaluation.without_fallback
         without_fallback = "" if first is None or first.wer is None else f"{first.wer:.1%}"
         cells = _cells(evaluation.score, without_fallback, _change(evaluation.comparison))
-        table.add_row(evaluation.corpus, names[evaluation.system], *cells)
+        name = names[evaluation.system]
+        if evaluation.system != BASE and evaluation.scale != 1:
+            name += f" at {evaluation.scale:g}"
+        table.add_row(evaluation.corpus, name, *cells)
         for field, scores in evaluation.groups.items():
             for value, score in scores.items():
                 table.add_row(f"  {field.partition(':')[0]}={value}", "", *_cells(score, "", ""))

@@ -10,6 +10,12 @@ from ssvd_cli.errors import CommandError
 from ssvd_cli.options import Scale
 from ssvd_cli.terminal import console
 
+_LOADING = {
+    "transformers": "transformers' from_pretrained",
+    "espnet": "ESPnet",
+    "ctranslate2": "faster-whisper",
+}
+
 
 def merge(
     names: Annotated[
@@ -60,6 +66,5 @@ def merge(
             highlight=False,
         )
         return
-    write_merged(model, run, Path(out), to=to, scale=scale, quantization=quantization)
-    loading = {"espnet": "ESPnet", "ctranslate2": "faster-whisper"}.get(to or "", "transformers' from_pretrained")
-    console.print(f"{out} holds the merged model; load it with {loading}.", highlight=False)
+    written = write_merged(model, run, Path(out), to=to, scale=scale, quantization=quantization)
+    console.print(f"{out} holds the merged model; load it with {_LOADING[written]}.", highlight=False)

@@ -1,7 +1,8 @@
 """`ssvd transcribe`."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -23,6 +24,10 @@ from ssvd_cli.options import (
     Window,
 )
 from ssvd_cli.terminal import Bars, console, errors
+
+if TYPE_CHECKING:
+    from ssvd.transcribe import Transcription
+    from ssvd.transcripts.folder import TranscriptFolder
 
 
 def transcribe(
@@ -67,9 +72,9 @@ def transcribe(
     """
     runs, adapters = [run] if run else [], [adapter] if adapter else []
     model, names, chosen = model_and_rest(names, runs, adapters, "an audio file", scale)
+    from ssvd.training.interpolation import scale_of
     from ssvd.transcribe import transcribe_files
     from ssvd.transcripts.folder import TranscriptFolder, find_recordings
-    from ssvd.transcripts.formats import FORMATS
 
     format = "json" if as_json else format
     recordings = find_recordings([Path(name) for name in names])
@@ -80,15 +85,14 @@ def transcribe(
     settings = {
         "model": model,
         "adapter": adapter,
-        "scale": scale,
+        "scale": None if adapter is None else scale_of(adapter, scale),
         "window": window,
         "language": language,
         "decoding": decoding.as_dict(has_fallback=True),
     }
     folder = None if out is None else TranscriptFolder(out, format, recordings, settings)
-    failed = False
     with Bars(errors) as progress:
-        for transcription in transcribe_files(
+        transcriptions = transcribe_files(
             model,
             list(recordings) if folder is None else folder.missing,
             adapter,
@@ -100,18 +104,30 @@ def transcribe(
             batch_size=batch_size,
             device=device,
             progress=progress,
-        ):
-            path, segments, error = transcription
-            if error is not None:
-                errors.print(f"[red]Error:[/] {escape(error)}", highlight=False)
-                failed = failed or not skip_bad
-            elif folder is not None:
-                folder.write(path, segments)
-            elif format == "text" and len(recordings) > 1:
-                print(f"{path}\t{transcription.text}", flush=True)
-            else:
-                print(FORMATS[format](path, segments), end="", flush=True)
+        )
+        all_read = _write(transcriptions, format, folder, with_paths=len(recordings) > 1)
     if folder is not None:
         console.print(folder.in_words(), highlight=False)
-    if failed:
+    if not (all_read or skip_bad):
         raise typer.Exit(2)
+
+
+def _write(
+    transcriptions: Iterable["Transcription"], format: str, folder: "TranscriptFolder | None", with_paths: bool
+) -> bool:
+    """Write transcripts to their folder, or print them, and return whether all files could be read."""
+    from ssvd.transcripts.formats import FORMATS
+
+    all_read = True
+    for transcription in transcriptions:
+        path, segments, error = transcription
+        if error is not None:
+            errors.print(f"[red]Error:[/] {escape(error)}", highlight=False)
+            all_read = False
+        elif folder is not None:
+            folder.write(path, segments)
+        elif format == "text" and with_paths:
+            print(f"{path}\t{transcription.text}", flush=True)
+        else:
+            print(FORMATS[format](path, segments), end="", flush=True)
+    return all_read
