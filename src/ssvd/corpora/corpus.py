@@ -60,8 +60,9 @@ def read_corpus(
     """Read the utterances of a table, a Kaldi or ESPnet folder, Lhotse cuts, a Hugging Face dataset or a Lhotse recipe.
 
     - A table (CSV, TSV, JSON Lines; UTF-8) has the columns path and text and, if known, id, speaker, language, gender,
-      start and duration (in seconds). Audio paths are relative to the folder of the table. Every other column becomes a
-      custom field of the supervision, under its name in lower case; numbers are parsed.
+      and start with end or duration, in seconds; see `segment_columns.SegmentColumns`. Audio paths are relative to the
+      folder of the table. Every other column becomes a custom field of the supervision, under its name in lower case;
+      numbers are parsed.
     - A Kaldi or ESPnet folder has `text` and `wav.scp`; see `kaldi.read_kaldi`.
     - Lhotse cuts are a JSONL file, gzipped or not, or a folder with one such file; see `manifests.read_manifest`.
     - Lhotse Shar is a folder with cuts.*.jsonl.gz and recording.*.tar.
@@ -69,7 +70,7 @@ def read_corpus(
     - `lhotse:RECIPE:/folder`: see `lhotse_recipes.read_recipe`.
 
     Audio is WAV, FLAC, MP3 or Ogg at any sampling rate; several channels are mixed to one when it is loaded (see
-    `load_audio`). Each header is read once and checked. Runs of blanks in texts become one blank.
+    `load_audio`). Each file is read once, to find its length, and checked. Runs of blanks in texts become one blank.
 
     Args:
         path: The corpus, as described above.
