@@ -123,15 +123,16 @@ def check_vocabulary(checkpoint: str, vocabulary: Mapping[str, Any], size: int, 
             f"The tokenizer of {checkpoint} has {len(vocabulary)} of the {size} tokens that its network knows, so it "
             f"is missing or damaged: copy {files} from the model that it comes from."
         )
-    by_token: dict[int, str] = {}
     for symbol, token in vocabulary.items():
-        check_token(checkpoint, f"The token of {symbol!r} in the tokenizer", token, size)
-        if token in by_token:
-            raise UserError(
-                f"The tokenizer of {checkpoint} has one token, {token}, for {by_token[token]!r} and {symbol!r}: copy "
-                f"{files} from the model that it comes from."
-            )
-        by_token[token] = symbol
+        if type(token) is not int or not 0 <= token < size:
+            check_token(checkpoint, f"The token of {symbol!r} in the tokenizer", token, size)
+    by_token = {token: symbol for symbol, token in vocabulary.items()}
+    if len(by_token) < len(vocabulary):
+        symbol, token = next((symbol, token) for symbol, token in vocabulary.items() if by_token[token] != symbol)
+        raise UserError(
+            f"The tokenizer of {checkpoint} has one token, {token}, for {symbol!r} and {by_token[token]!r}: copy "
+            f"{files} from the model that it comes from."
+        )
 
 
 def check_features(checkpoint: str, processor: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:

@@ -140,8 +140,7 @@ class Checkpoint:
         task = self.task()
         try:
             for part in config.values():
-                if isinstance(part, dict) and part.get("num_blocks", 0) > MOST_LAYERS:
-                    raise ValueError(f"num_blocks is {part['num_blocks']}")
+                _check_sizes(part if isinstance(part, dict) else {})
             return task.build_model(argparse.Namespace(**config))
         except UserError:
             raise
@@ -174,6 +173,14 @@ class Checkpoint:
             "yaml_files": {"s2t_train_config": str(config_file)},
         }
         (folder / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
+
+
+def _check_sizes(part: dict[str, Any]) -> None:
+    """Check what building a part of a network would not find, or find only after hours: raise ValueError."""
+    for field, value in part.items():
+        least, most = (1, MOST_LAYERS) if field in ("num_blocks", "attention_heads") else (0, 1)
+        if (most > 1 or field.endswith("dropout_rate")) and value is not None and not least <= value <= most:
+            raise ValueError(f"{field} is {value}")
 
 
 def find_checkpoint(path: Path) -> Checkpoint | None:

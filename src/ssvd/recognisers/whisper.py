@@ -103,8 +103,7 @@ def _processor(name: str, module: WhisperForConditionalGeneration) -> WhisperPro
         read_json(name, f"{part}.json") or {}
         for part in ("config", "generation_config", "processor_config", "preprocessor_config")
     )
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        read_json(name, file)
+    read_json(name, "tokenizer_config.json")
     remedy = "copy tokenizer.json, tokenizer_config.json and preprocessor_config.json from the model that it comes from"
     with reading(f"The tokenizer or feature extractor of {name}", remedy):
         check_features(name, processor, preprocessor)
