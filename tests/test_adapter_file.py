@@ -83,7 +83,7 @@ def change_tensors(folder, change):
 def unbind(folder):
     """Make an adapter what PEFT itself would have saved, before it stored its settings."""
     file = folder / "adapter_model.safetensors"
-    stored = {name: tensor for name, tensor in load_file(file).items() if "ssvd_settings" not in name}
+    stored = {name: tensor for name, tensor in load_file(file).items() if "ssvd_variant" not in name}
     save_file(stored, file, {"format": "pt"})
 
 

@@ -471,7 +471,7 @@ def test_the_file_holds_parameters_and_fingerprints_only(tmp_path):
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "adapter_model.safetensors")
     kinds = {key.split(".", 3)[3] for key in stored}
-    assert kinds == {"ssvd_theta", "ssvd_s", "ssvd_basis.fingerprint", "ssvd_settings.number"}
+    assert kinds == {"ssvd_theta", "ssvd_s", "ssvd_basis.fingerprint", "ssvd_variant.number"}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     fingerprints = sum(v.numel() for k, v in stored.items() if k.endswith("fingerprint"))
     assert sum(v.numel() for v in stored.values()) == trained + fingerprints + len(ssvd_layers(model))
@@ -527,7 +527,7 @@ def test_signs_are_repaired_on_every_way_of_loading(tmp_path, way):
         set_peft_model_state_dict(loaded, stored)
     elif way == "load_state_dict":
         named = {
-            re.sub(r"(_basis|_settings)\.", r"\1.default.", k)
+            re.sub(r"(_basis|_variant)\.", r"\1.default.", k)
             if k.endswith(("fingerprint", "number"))
             else f"{k}.default": v
             for k, v in stored.items()

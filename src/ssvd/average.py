@@ -126,7 +126,9 @@ def _average_cores(runs: Sequence[str | Path], folder: Path) -> None:
         if scale_of(run) != 1:
             raise UserError(f"{run} chose a scale, which holds for its weights and not for its cores: average those.")
     adapters = [load_file(adapter_folder(run) / ADAPTER_WEIGHTS) for run in runs]
-    names = [name for name in adapters[0] if all(name in adapter for adapter in adapters)]  # older ones lack settings
+    names = [
+        name for name in adapters[0] if all(name in adapter for adapter in adapters)
+    ]  # older ones lack the variant
     averaged = {name: _mean_or_same(name, [adapter[name] for adapter in adapters], runs) for name in names}
     folder.mkdir()
     shutil.copy(adapter_folder(runs[0]) / ADAPTER_CONFIG, folder)

@@ -36,7 +36,7 @@ _CONFIG_DIGEST, _BASE_DIGEST = "ssvd_config", "ssvd_base"  # keys of the metadat
 # Fields of a configuration that do not change the function of the adapter.
 _FREE_FIELDS = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 # Tensors that adapters of former versions lack.
-_NEW_TENSORS = (".ssvd_settings.number",)
+_NEW_TENSORS = (".ssvd_variant.number",)
 _FLOATS = {"F64", "F32", "F16", "BF16"}  # in the notation of safetensors
 # Trained parameters are about 1e-3 to 10.
 _LARGEST_PARAMETER = 1e4

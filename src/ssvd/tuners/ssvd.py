@@ -118,7 +118,7 @@ def portion_rank(portion: float, r: int) -> int:
     return max(1, math.floor(round(portion * r, 6)))
 
 
-class _Settings(nn.Module):
+class _Variant(nn.Module):
     """The settings of an adapter that the shapes of its parameters do not show, as a number that is saved with them.
 
     With other settings the same parameters would compute another function. The number is below 128, which every dtype
@@ -130,11 +130,11 @@ class _Settings(nn.Module):
     def __init__(self, config: SSVDConfig, device: torch.device) -> None:
         super().__init__()
         form, side, svd = ROTATIONS.index(config.rotation), SIDES.index(config.rotate), SVD_METHODS.index(config.svd)
-        number = form + 8 * (side + 4 * (svd + 2 * config.train_scale))
-        self.register_buffer("number", torch.tensor(float(number), device=device))
+        self.value = float(form + 8 * (side + 4 * (svd + 2 * config.train_scale)))  # remains known on the meta device
+        self.register_buffer("number", torch.tensor(self.value, device=device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(f"{prefix}number", self.number)  # older adapters do not store it
+        state_dict.setdefault(f"{prefix}number", torch.tensor(self.value))  # older adapters do not store it
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -153,7 +153,7 @@ class SSVDLinear(SpectralLayer):
 
     method = "ssvd"
     adapter_layer_names = ("ssvd_theta", "ssvd_s")
-    other_param_names = ("ssvd_basis", "ssvd_settings", "rotation", "svd", "token_stride", "_fits", "_solved")
+    other_param_names = ("ssvd_basis", "ssvd_variant", "rotation", "svd", "token_stride", "_fits", "_solved")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
@@ -161,7 +161,7 @@ class SSVDLinear(SpectralLayer):
         self.ssvd_theta = nn.ParameterDict()
         self.ssvd_s = nn.ParameterDict()
         self.rotation: dict[str, Rotation] = {}
-        self.ssvd_settings: MutableMapping[str, _Settings] = nn.ModuleDict()  # type: ignore[assignment]
+        self.ssvd_variant: MutableMapping[str, _Variant] = nn.ModuleDict()  # type: ignore[assignment]
 
     def create_core(self, adapter_name: str, config: SSVDConfig, layer: str) -> None:
         """Create the trained parameters of an adapter in this layer; see `SpectralLayer`."""
@@ -174,7 +174,7 @@ class SSVDLinear(SpectralLayer):
                 "so set `train_scale=True`, or a larger `portion` or `rank`."
             )
         self.rotation[adapter_name] = rotation
-        self.ssvd_settings[adapter_name] = _Settings(config, self.get_base_layer().weight.device)
+        self.ssvd_variant[adapter_name] = _Variant(config, self.get_base_layer().weight.device)
         self.set_basis(adapter_name, config, k, config.svd, trained=size + k * config.train_scale)
         weight = self.get_base_layer().weight
         for parameters, count in ((self.ssvd_theta, size), (self.ssvd_s, k * config.train_scale)):
@@ -196,9 +196,8 @@ class SSVDLinear(SpectralLayer):
 
     def check_core(self, state_dict: dict[str, Any], prefix: str, adapter_name: str, layer: str) -> None:
         """Check that stored parameters were trained with the settings of this configuration."""
-        stored = state_dict.get(f"{prefix}ssvd_settings.{adapter_name}.number")
-        here = self.ssvd_settings[adapter_name].number
-        if stored is not None and not (stored.is_meta or here.is_meta) and float(stored) != float(here):
+        stored = state_dict.get(f"{prefix}ssvd_variant.{adapter_name}.number")
+        if stored is not None and not stored.is_meta and float(stored) != self.ssvd_variant[adapter_name].value:
             raise ValueError(
                 f"The adapter was trained with other settings in {layer} than its configuration states: `rotation`, "
                 "`rotate`, `train_scale` or `svd` differ. Use the configuration that was saved with it."
