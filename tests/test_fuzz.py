@@ -35,7 +35,6 @@ from ssvd.plan import plan_methods
 from ssvd.preparation.listings import Listings
 from ssvd.preparation.prepare import prepare_cgn, prepare_myst, prepare_source, prepare_speechocean762
 from ssvd.recognisers.loading import load_model
-from ssvd.reports.corpus_page import statistics_page
 from ssvd.reports.page import read_benchmark, render
 from ssvd.training.options import checked_options
 from ssvd.training.results import RunResult
@@ -204,10 +203,10 @@ def make_stored_study(folder: Path) -> None:
 
 
 def use_corpus(name: str, folder: Path) -> None:
-    """Read a corpus as the commands do: all of it, its statistics and its page, its audio, and every kind of part."""
+    """Read a corpus as the commands do: its statistics, all of it, its audio, and every kind of part."""
     corpus = str(folder / name)
     try:
-        statistics_page(corpus_statistics([corpus], ["age:6-9,10-15", "gender"]))
+        json.dumps([found.as_dict() for found in corpus_statistics([corpus], ["age:6-9,10-15", "gender"])])
     except UserError as error:
         assert "\n" not in str(error)
     cuts = read_corpus(corpus, skip_bad=True).cuts
