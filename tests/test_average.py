@@ -167,10 +167,10 @@ def test_scale_without_an_adapter_or_below_zero_is_told(refused, embedded, adapt
 
 def test_scale_is_the_best_on_dev_that_keeps_every_corpus():
     tried = [Tried(0.0, 0.3, [0.1, 0.2]), Tried(0.5, 0.2, [0.11, 0.2]), Tried(1.0, 0.1, [0.13, 0.2])]
-    assert best(tried, [5, 0]) == 1.0
-    assert best(tried, [1, 0]) == 0.5
-    assert best(tried, [0.5, 0]) == 0.0
-    assert best([*tried, Tried(1.5, 0.1, [0.1, 0.2])], [5, 5]) == 1.0  # of equal ones the smallest
+    assert best(tried, [5, 0]).scale == 1.0
+    assert best(tried, [1, 0]).scale == 0.5
+    assert best(tried, [0.5, 0]).scale == 0.0
+    assert best([*tried, Tried(1.5, 0.1, [0.1, 0.2])], [5, 5]).scale == 1.0  # of equal ones the smallest
 
 
 def test_run_is_used_at_the_scale_that_it_chose(ssvd, corpora, embedded, tmp_path):
@@ -186,6 +186,7 @@ def test_run_is_used_at_the_scale_that_it_chose(ssvd, corpora, embedded, tmp_pat
     kept = [row for row in rows if row["kept_wer"][name] <= rows[0]["kept_wer"][name] + 0.01]
     assert 0 < choice["scale"] == min(kept, key=lambda row: (row["dev_wer"], row["scale"]))["scale"] < 1
     assert json.loads((run / "result.json").read_text())["scale"] == choice["scale"]
+    assert f"The run chose the scale {choice['scale']:g}" in (run / "adapter" / "README.md").read_text()
     assert read_config(run)["keep"] == [f"{adult}:1"]
 
     code, out, err = ssvd("evaluate", "--run", run, adult, "--json", "--batch-size", 8, "--device", "cpu")

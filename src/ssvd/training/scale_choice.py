@@ -13,7 +13,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import common_language, field_value
 from ssvd.corpora.sources import short_names
 from ssvd.errors import UserError
-from ssvd.files import write_json
+from ssvd.files import write_json, write_whole
 from ssvd.hardware import pick_device
 from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.loading import Recogniser, load_model
@@ -93,13 +93,8 @@ def choose_scale(
     tried: list[Tried] = []
     for scale in SCALES:
         set_weights(speech.module, interpolated(*ends, scale))
-        tried.append(
-            Tried(
-                scale,
-                _wer(speech, dev, decoding, options),
-                [_wer(speech, part.cuts, decoding, options) for part in kept],
-            )
-        )
+        kept_wers = [_wer(speech, part.cuts, decoding, options) for part in kept]
+        tried.append(Tried(scale, _wer(speech, dev, decoding, options), kept_wers))
         progress.say(tried[-1].in_words(kept))
     chosen = best(tried, [part.points for part in kept])
     rows = [
@@ -110,14 +105,24 @@ def choose_scale(
         }
         for point in tried
     ]
-    write_json(
-        run / SCALE_FILE, {"scale": chosen, "kept_points": {part.name: part.points for part in kept}, "tried": rows}
+    bounds = {part.name: part.points for part in kept}
+    write_json(run / SCALE_FILE, {"scale": chosen.scale, "kept_points": bounds, "tried": rows})
+    _note_on_card(run / "adapter" / "README.md", chosen)
+    return chosen.scale
+
+
+def _note_on_card(card: Path, point: Tried) -> None:
+    """Say in the model card of an adapter, where there is one, that its figures are those of another scale."""
+    note = (
+        f"The run chose the scale {point.scale:g}, at which the WER is {point.dev_wer:.1%}; the figures above are "
+        "those of the whole adapter. PEFT loads the whole adapter: `ssvd merge` writes the scaled model.\n"
     )
-    return chosen
+    if point.scale != 1 and card.is_file() and note not in (text := card.read_text(encoding="utf-8")):
+        write_whole(card, f"{text.rstrip()}\n\n{note}")
 
 
-def best(tried: Sequence[Tried], points: Sequence[float]) -> float:
-    """Return the scale of the lowest dev WER at which no kept corpus loses more than so many percentage points.
+def best(tried: Sequence[Tried], points: Sequence[float]) -> Tried:
+    """Return the one of the lowest dev WER at which no kept corpus loses more than so many percentage points.
 
     Args:
         tried: What was measured at each scale, the base model's first.
@@ -129,7 +134,7 @@ def best(tried: Sequence[Tried], points: Sequence[float]) -> float:
         pairs = zip(point.kept_wers, base.kept_wers, points, strict=True)
         return all(100 * (wer - before) <= bound + 1e-9 for wer, before, bound in pairs)
 
-    return min(filter(keeps, tried), key=lambda point: (point.dev_wer, point.scale)).scale
+    return min(filter(keeps, tried), key=lambda point: (point.dev_wer, point.scale))
 
 
 def _wer(speech: Recogniser, cuts: Sequence[Cut], decoding: Decoding, options: AdaptOptions) -> float:
