@@ -239,7 +239,7 @@ def test_what_a_model_cannot_be_trained_on(tmp_path, embedded):
     found = check(corpus, load_fault=partial(load_check, embedded))
     untrainable = [(id, detail) for kind, _, id, detail in found if kind == "untrainable"]
     assert [id for id, _ in untrainable] == ["b", "c"]
-    assert "the window is 4 s" in untrainable[0][1] and "marks that the model's vocabulary lacks" in untrainable[1][1]
+    assert "the window is 4 s" in untrainable[0][1] and "a mark for models" in untrainable[1][1]
     assert not [row for row in check(corpus, load_fault=partial(load_check, embedded)) if row[2] == "a"]
     narrow = check(corpus, load_fault=partial(load_check, embedded, window=1.0))
     assert [id for kind, _, id, _ in narrow if kind == "untrainable"] == ["a", "b", "c"]

@@ -46,7 +46,9 @@ def read_json(name: str, file: str) -> dict[str, Any] | None:
 
 
 def _path(name: str, file: str) -> Path | None:
-    """Return the path of a file of a checkpoint, fetched if need be, or None."""
+    """Return the path of a file of a checkpoint, fetched if need be, or None; a checkpoint may be a config alone."""
+    if Path(name).is_file():
+        return Path(name) if file == "config.json" else None
     found = cached_file(
         name,
         file,
