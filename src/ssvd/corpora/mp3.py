@@ -67,11 +67,13 @@ class Mp3:
 
     @classmethod
     def parse(cls, data: Data) -> "Mp3 | None":
-        """Count the frames of a file; None if it has none, as with a free bit rate."""
+        """Count the frames of a file; None if none of them has audio, as with a free bit rate."""
         first = next(_frames(data), None)
         if first is None:
             return None
         kinds = Counter(frame.kind for frame in _frames(data) if _stated(data, frame) is None)
+        if not kinds[first.kind]:
+            return None
         stated = _stated(data, first)
         return cls(
             samples=kinds[first.kind] * first.kind.samples,
