@@ -287,7 +287,7 @@ def cut(path: Path, **changes) -> dict:
         ({}, "the id x is already taken by .*:1"),
         ({"type": "Sausage"}, "Unexpected cut type"),
         ({"duration": "long"}, "the line is not a cut of Lhotse"),
-        ({"id": 5}, "not a cut of Lhotse .id: input should be a valid string, but is 5"),
+        ({"id": 5}, "not a cut of Lhotse .id: must be a valid string, but is 5"),
         ({"supervisions": [SEGMENT | {"duration": 0.0}]}, "is empty or outside its cut"),
         ({"type": "MixedCut", "tracks": []}, "not a cut of"),
     ],
