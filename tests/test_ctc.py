@@ -263,7 +263,7 @@ def test_long_recordings_are_cut_at_pauses(wav2vec2, cuts):
 
 
 @pytest.mark.parametrize("method", ["ssvd", "lora", "full"])
-def test_the_commands_take_it_as_they_take_whisper(method, wav2vec2, corpora, ssvd, tmp_path):
+def test_the_commands_take_it_as_they_take_whisper(method, wav2vec2, corpora, ssvd, tmp_path, monkeypatch):
     run, table = tmp_path / "run", corpora["child"]
     options = [
         "--epochs",
@@ -286,12 +286,15 @@ def test_the_commands_take_it_as_they_take_whisper(method, wav2vec2, corpora, ss
     else:
         weights = run / "adapter/adapter_model.safetensors"
         code = (run / "adapter/README.md").read_text().split("```python")[1].split("```")[0]
+        monkeypatch.chdir(wav2vec2.parent)  # the card names the base without the path on this machine
         exec(code.replace('"adapter"', repr(str(run / "adapter"))), card := {})
         assert card["model"].peft_config["default"].peft_type.lower() == method
     # Nothing is gained in so few updates: perturb what is kept, or every bug stays invisible.
     generator = torch.Generator().manual_seed(0)
     state = {
-        name: value if "fingerprint" in name else value + 0.1 * torch.randn(value.shape, generator=generator)
+        name: value
+        if "fingerprint" in name or "variant" in name
+        else value + 0.1 * torch.randn(value.shape, generator=generator)
         for name, value in load_file(weights).items()
     }
     save_file(state, weights, {"format": "pt"})

@@ -20,7 +20,8 @@ from ssvd.training.batches import ByCount
 from test_espnet import cut_of, make_owsm, owsm, pretraining, pytestmark  # noqa: F401
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "espnet_myst"
-SMALLEST = {"lora": "rank=1", "dora": "rank=1", "pissa": "rank=1", "vera": "rank=16", "oft": "block=4"}
+OF_RANK_1 = dict.fromkeys(("lora", "lora+", "rslora", "dora", "pissa", "osf"), "rank=1")
+SMALLEST = {**OF_RANK_1, "vera": "rank=16", "oft": "block=4"}
 
 
 @pytest.fixture(scope="session")

@@ -261,11 +261,16 @@ class Journal(Generic[Row]):
 
 
 def is_disk_error(error: Exception) -> bool:
-    """Return whether an error means a full disk or quota, whichever library raised it."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    words = ("file write failed", "No space left", "quota exceeded", "File too large")
-    return any(word in str(error) for word in words)  # torch's and safetensors' own words
+    """Return whether an error means a full disk or quota, or was raised while a library handled such an error."""
+    words = ("file write failed", "No space left", "quota exceeded", "File too large")  # torch's and safetensors' own
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if any(word in str(cause) for word in words):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def state_of(path: Path) -> str:
