@@ -87,3 +87,9 @@ def refused(ssvd):
         return sentence
 
     return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, or one process waits for the other at the end."""
+    longest = ("test_benchmark", "test_tutorial", "test_demo", "test_resume", "test_espnet", "test_fallback")
+    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
