@@ -473,14 +473,16 @@ def test_the_commands_take_owsm_as_they_take_whisper(method, owsm, stock, corpor
     assert run("transcribe", owsm, audio, "--adapter", made).strip() == adapted[cuts[0].id]
 
 
+OF_RANK_1 = dict.fromkeys(("lora", "lora+", "rslora", "dora", "pissa", "osf"), "rank=1")
+SMALLEST = {**OF_RANK_1, "vera": "rank=16", "oft": "block=4"}
+
+
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.config])
 def test_every_method_starts_at_the_model_and_reloads_the_same(name, owsm, cuts, tmp_path):
     speech = load_model(owsm)
     layers, batch = speech.adaptable_layers(), speech.collate(cuts[:3])
     before = speech.loss(batch).item()
-    of_rank_1 = dict.fromkeys(("lora", "lora+", "rslora", "dora", "pissa", "osf"), "rank=1")
-    smallest = {**of_rank_1, "vera": "rank=16", "oft": "block=4"}
-    budget = smallest.get(name, "band=0" if name == "svft plain" else "p=0.4")
+    budget = SMALLEST.get(name, "band=0" if name == "svft plain" else "p=0.4")
     speech.module = apply_method(speech.module, name, layers, Budget.parse(budget))
     assert speech.loss(batch).item() == pytest.approx(before, rel=1e-5)
     _perturb(speech.module)

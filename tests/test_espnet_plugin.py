@@ -17,11 +17,9 @@ from ssvd.methods import METHODS
 from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.loading import load_model
 from ssvd.training.batches import ByCount
-from test_espnet import cut_of, make_owsm, owsm, pretraining, pytestmark  # noqa: F401
+from test_espnet import SMALLEST, cut_of, make_owsm, owsm, pretraining, pytestmark  # noqa: F401
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "espnet_myst"
-OF_RANK_1 = dict.fromkeys(("lora", "lora+", "rslora", "dora", "pissa", "osf"), "rank=1")
-SMALLEST = {**OF_RANK_1, "vera": "rank=16", "oft": "block=4"}
 
 
 @pytest.fixture(scope="session")

@@ -89,10 +89,6 @@ def plan_methods(
         try:
             check_layers(method, module, names)
             setting = method.setting(shapes, parsed, total)
-        except UserError as error:
-            rows.append(PlannedMethod(name, "", reason=str(error)))
-            continue
-        try:
             part = method.part(module)
         except UserError as error:
             rows.append(PlannedMethod(name, "", reason=str(error)))

@@ -9,6 +9,7 @@ from ssvd.errors import UserError
 
 FRONT_END, ENCODER, DECODER = "front-end", "encoder", "decoder"
 USUAL_GROUPS = (ENCODER, DECODER)
+_GROUPS = (FRONT_END, *USUAL_GROUPS)
 
 LayerGroups = Mapping[str, str]
 """Full name of each layer -> its group, in the order of the network."""
@@ -16,8 +17,11 @@ LayerGroups = Mapping[str, str]
 
 def front_end_convolutions(network: nn.Module, prefix: str) -> dict[str, str]:
     """Return the convolutions without groups whose full names begin with a prefix, as layers of the front end."""
-    found = (name for name, layer in network.named_modules() if isinstance(layer, nn.Conv1d | nn.Conv2d))
-    return {name: FRONT_END for name in found if name.startswith(prefix) and network.get_submodule(name).groups == 1}
+    return {
+        name: FRONT_END
+        for name, layer in network.named_modules()
+        if name.startswith(prefix) and isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1
+    }
 
 
 def chosen_layers(groups: LayerGroups, wanted: Sequence[str] = USUAL_GROUPS) -> list[str]:
@@ -33,8 +37,11 @@ def chosen_layers(groups: LayerGroups, wanted: Sequence[str] = USUAL_GROUPS) -> 
     """
     chosen: set[str] = set()
     for item in wanted:
-        matched = {name for name, group in groups.items() if _is_chosen(name, group, item)}
-        if not matched and item not in (FRONT_END, *USUAL_GROUPS):
+        if item in _GROUPS:
+            chosen |= {name for name, group in groups.items() if group == item}
+            continue
+        matched = {name for name in groups if re.search(item, name)}
+        if not matched:
             raise UserError(
                 f"No layer of the model matches {item!r}; its layers have names such as {next(iter(groups))}, and the "
                 f"groups are {', '.join(dict.fromkeys(groups.values()))}."
@@ -60,9 +67,3 @@ def check_choice(wanted: Sequence[str]) -> None:
                 f"layers {item!r} is neither a group ({FRONT_END}, {ENCODER}, {DECODER}) nor a regular expression "
                 f"({error})"
             ) from None
-
-
-def _is_chosen(name: str, group: str, item: str) -> bool:
-    if item in (FRONT_END, *USUAL_GROUPS):
-        return group == item
-    return re.search(item, name) is not None

@@ -166,13 +166,17 @@ def _forgetting(study: Study) -> Chart | None:
             point = Point(x, y, percents(loss.interval), gains, row.name, _lines(study, row))
             series.setdefault(row.method, []).append(point)
         made = tuple(Series(method, method, tuple(points)) for method, points in series.items())
-        titles = f"gain on {study.corpus} ({POINTS})", f"forgetting on {source} ({POINTS})"
-        views.append(_view(source, *titles, made, level=0.0))
+        views.append(_gain_against_forgetting(study, source, made))
     note = (
         "Gain: fewer errors than the frozen model on the test set. Forgetting: more errors than it on a corpus of the "
         "domain that the model comes from. Down and right is better. Bars: paired 95 % bootstrap intervals."
     )
     return Chart("forgetting", "Forgetting against gain", note, tuple(views)) if views else None
+
+
+def _gain_against_forgetting(study: Study, source: str, series: tuple[Series, ...]) -> View:
+    titles = f"gain on {study.corpus} ({POINTS})", f"forgetting on {source} ({POINTS})"
+    return _view(source, *titles, series, level=0.0)
 
 
 def _scales(study: Study) -> Chart | None:
@@ -187,8 +191,7 @@ def _scales(study: Study) -> Chart | None:
             for row in study.rows
             if (points := _scale_points(study, row, base, source))
         )
-        titles = f"gain on {study.corpus} ({POINTS})", f"forgetting on {source} ({POINTS})"
-        views.append(_view(source, *titles, curves, level=0.0))
+        views.append(_gain_against_forgetting(study, source, curves))
     note = (
         "Each curve goes from the frozen model, at the origin, to the adapted one, through the weights between. Gain "
         "and forgetting as in the chart above; means over seeds. Down and right is better."
