@@ -227,7 +227,7 @@ def test_a_further_group_of_layers_is_trained_and_shown_as_a_row_of_its_own(valu
     grid = checked_grid(values | {"methods": ["ssvd", "ssvd + front-end"], "learning_rates": {"ssvd": [2e-3]}}, "grid")
     run_benchmark(grid, tmp_path, device="cpu")
     results = {result.cell.method: result for result in read_results(tmp_path)[0]}
-    assert results["ssvd + front-end"].options["layers"] == ["encoder", "decoder", "front-end"]
+    assert results["ssvd + front-end"].options["layers"] == ["encoder", "projector", "decoder", "front-end"]
     assert results["ssvd + front-end"].trainable_parameters > results["ssvd"].trainable_parameters
     assert results["ssvd + front-end"].test.wer is not None
 

@@ -237,7 +237,7 @@ def test_a_method_adapts_the_stem_of_whisper_or_says_that_it_cannot(name, embedd
     torch.testing.assert_close(merged, after, atol=1e-3, rtol=1e-3)
 
 
-GROUPS = {"e.conv": "front-end", "e.0.q": "encoder", "e.1.q": "encoder", "d.0.q": "decoder"}
+GROUPS = {"e.conv": "front-end", "e.0.q": "encoder", "e.1.q": "encoder", "p.0": "projector", "d.0.q": "decoder"}
 
 
 @pytest.mark.parametrize(
@@ -248,6 +248,8 @@ GROUPS = {"e.conv": "front-end", "e.0.q": "encoder", "e.1.q": "encoder", "d.0.q"
         (["front-end"], ["e.conv"]),
         ([r"\.0\."], ["e.0.q", "d.0.q"]),
         (["decoder", "^e.1"], ["e.1.q", "d.0.q"]),
+        (["projector"], ["p.0"]),
+        (["all"], list(GROUPS)),
     ],
 )
 def test_layers_are_chosen_by_group_or_expression_in_the_order_of_the_network(wanted, chosen):

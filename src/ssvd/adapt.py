@@ -24,7 +24,7 @@ from ssvd.methods import (
     trainable_parameters,
 )
 from ssvd.processes import was_interrupted
-from ssvd.recognisers.layers import USUAL_GROUPS
+from ssvd.recognisers.layers import DECODER, ENCODER, USUAL_GROUPS
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.training.augmentation import Augmenter
@@ -132,7 +132,8 @@ def _check_new(run: Path) -> None:
 def _check_budget(speech: Recogniser, layers: list[str], options: AdaptOptions) -> None:
     """Refuse layers or a budget that the method cannot have, before any corpus is read."""
     method = find_method(options.method)
-    if method.config is None and tuple(options.layers) != USUAL_GROUPS:
+    usual = USUAL_GROUPS, (ENCODER, DECODER)  # the latter in runs of former versions
+    if method.config is None and tuple(options.layers) not in usual:
         raise UserError(f"The method {options.method!r} has no layers to choose: leave layers out, or use an adapter.")
     check_layers(method, speech.module, layers)
     method.setting(linear_shapes(speech.module, layers), Budget.parse(options.budget), parameters(speech.module))

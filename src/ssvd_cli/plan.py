@@ -17,8 +17,11 @@ def plan(
     budget: Budget = "p=0.4",
     layers: Annotated[
         list[str],
-        typer.Option(metavar="GROUP", help="Layers to adapt: encoder, decoder, front-end, or a regular expression."),
-    ] = ["encoder", "decoder"],  # Typer copies it
+        typer.Option(
+            metavar="GROUP",
+            help="Layers to adapt: encoder, projector, decoder, front-end, all, or a regular expression.",
+        ),
+    ] = ["encoder", "projector", "decoder"],  # Typer copies it
     tokens: Annotated[
         int, typer.Option(min=1, max=LARGEST, help="Number of tokens per training step, for counting operations.")
     ] = 8000,

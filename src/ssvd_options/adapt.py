@@ -42,9 +42,9 @@ class AdaptOptions(BaseModel):
         "750000, or the method's own setting (portion=, rank=, band= or block=).",
     )
     layers: list[str] = Field(
-        ["encoder", "decoder"],
-        description="Layers to adapt: encoder, decoder, front-end (the convolutions that read the features or the "
-        "audio), or a regular expression of full names.",
+        ["encoder", "projector", "decoder"],
+        description="Layers to adapt: encoder, decoder, projector (between an encoder and a language model), front-end "
+        "(the convolutions that read the features or the audio), all, or a regular expression of full names.",
     )
     token_stride: _Count = Field(
         1,

@@ -7,9 +7,10 @@ from torch import nn
 
 from ssvd.errors import UserError
 
-FRONT_END, ENCODER, DECODER = "front-end", "encoder", "decoder"
-USUAL_GROUPS = (ENCODER, DECODER)
+FRONT_END, ENCODER, PROJECTOR, DECODER, ALL = "front-end", "encoder", "projector", "decoder", "all"
+USUAL_GROUPS = (ENCODER, PROJECTOR, DECODER)
 _GROUPS = (FRONT_END, *USUAL_GROUPS)
+_CHOICES = (*_GROUPS, ALL)
 
 LayerGroups = Mapping[str, str]
 """Full name of each layer -> its group, in the order of the network."""
@@ -29,16 +30,16 @@ def chosen_layers(groups: LayerGroups, wanted: Sequence[str] = USUAL_GROUPS) -> 
 
     Args:
         groups: All layers that can be adapted.
-        wanted: Names of groups, of which the network need not have each; or regular expressions, each of which must
-            match a part of a full name.
+        wanted: Names of groups, of which the network need not have each; "all" for every group; or regular expressions,
+            each of which must match a part of a full name.
 
     Raises:
         UserError: A regular expression is not one or matches no layer, or the network has none of the groups.
     """
     chosen: set[str] = set()
     for item in wanted:
-        if item in _GROUPS:
-            chosen |= {name for name, group in groups.items() if group == item}
+        if item in _CHOICES:
+            chosen |= {name for name, group in groups.items() if item in (group, ALL)}
             continue
         matched = {name for name in groups if re.search(item, name)}
         if not matched:
@@ -58,12 +59,11 @@ def chosen_layers(groups: LayerGroups, wanted: Sequence[str] = USUAL_GROUPS) -> 
 def check_choice(wanted: Sequence[str]) -> None:
     """Raise UserError if nothing is chosen or an item is neither the name of a group nor a regular expression."""
     if not wanted:
-        raise UserError(f"layers names nothing to adapt: choose among {FRONT_END}, {ENCODER} and {DECODER}")
+        raise UserError(f"layers names nothing to adapt: choose among {', '.join(_CHOICES)}")
     for item in wanted:
         try:
             re.compile(item)
         except re.error as error:
             raise UserError(
-                f"layers {item!r} is neither a group ({FRONT_END}, {ENCODER}, {DECODER}) nor a regular expression "
-                f"({error})"
+                f"layers {item!r} is neither a group ({', '.join(_CHOICES)}) nor a regular expression ({error})"
             ) from None

@@ -1,7 +1,6 @@
 """Speech recognisers behind one interface, whatever family their checkpoint belongs to."""
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 import transformers
@@ -12,17 +11,12 @@ from torch import nn
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.base import Recogniser
-from ssvd.recognisers.ctc import Ctc
 from ssvd.recognisers.espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
+from ssvd.recognisers.families import Loader, find_family
 from ssvd.recognisers.layers import USUAL_GROUPS, chosen_layers
 from ssvd.recognisers.transformers_checkpoint import read_json
-from ssvd.recognisers.whisper import Whisper
 
 __all__ = ["Recogniser", "load_check", "load_model", "load_outline"]
-
-# Not WavLM, whose attention takes weights out of their layers and so goes past adapters; nor data2vec, whose texts
-# depend on how much padding an utterance has.
-FAMILIES: dict[str, type[Whisper] | type[Ctc]] = {"whisper": Whisper, "wav2vec2": Ctc, "hubert": Ctc}
 
 
 def load_model(
@@ -96,7 +90,8 @@ def _espnet_checkpoint(name: str) -> Checkpoint | None:
         return None
 
 
-def _family(name: str) -> type[Whisper] | type[Ctc]:
+def _family(name: str) -> Loader:
+    """Return the class that loads a checkpoint of Transformers, by the `model_type` of its config."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(
             f"The folder {name} holds neither the config.json of a Transformers checkpoint nor the meta.yaml or "
@@ -108,9 +103,4 @@ def _family(name: str) -> type[Whisper] | type[Ctc]:
         config = None
     if config is None:
         raise UserError(f"There is no folder {name}, and the hub gave no model of that name (unknown or out of reach).")
-    family = str(config.get("model_type", "unknown"))
-    if family not in FAMILIES:
-        nearest = get_close_matches(family, FAMILIES, n=1)
-        hint = f" (the nearest is {nearest[0]})" if nearest else ""
-        raise UserError(f"The checkpoint {name} is of the family {family!r}; supported: {', '.join(FAMILIES)}{hint}.")
-    return FAMILIES[family]
+    return find_family(name, str(config.get("model_type", "unknown"))).loader()
