@@ -17,8 +17,6 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Processor,
-    WavLMConfig,
-    WavLMForCTC,
 )
 
 from ssvd.corpora.audio import load_audio
@@ -151,9 +149,9 @@ def test_hubert_is_not_known_to_ctranslate2(tmp_path):
 def test_double_letters_are_heard(wav2vec2, cuts, monkeypatch):
     speech = load_model(wav2vec2)
     symbols = ["A", "A", "<pad>", "L", "L", "<pad>", "L", "|", "B", "E", "<pad>", "E", "<pad>"]
-    ids = speech._tokenizer.convert_tokens_to_ids(symbols)
+    ids = speech._alphabet._tokenizer.convert_tokens_to_ids(symbols)
     logits = nn.functional.one_hot(torch.tensor([ids]), speech.module.config.vocab_size).float()
-    monkeypatch.setattr(speech, "_logits", lambda samples, lengths: logits)
+    monkeypatch.setattr(speech, "_logits", lambda inputs, lengths: logits)
     assert speech.transcribe(speech.collate(cuts[:1], text=False)) == ["ALL BEE"]
 
 
@@ -172,13 +170,13 @@ def test_every_layer_of_the_encoder_is_adapted_and_changes_what_is_heard(folder,
     layers = speech.adaptable_layers()
     assert len(layers) == 2 * 6 and load_outline(folder)[1] == layers and not any("lm_head" in name for name in layers)
     batch = speech.collate(cuts[:2])
-    before = speech._logits(batch.samples, batch.lengths)
+    before = speech._logits(batch.inputs, batch.lengths)
     for name in layers:
         one = load_model(folder)
         one.module = apply_method(one.module, "ssvd", [name]).eval()
-        assert torch.equal(one._logits(batch.samples, batch.lengths), before)
+        assert torch.equal(one._logits(batch.inputs, batch.lengths), before)
         moved(one.module)
-        after = one._logits(batch.samples, batch.lengths)
+        after = one._logits(batch.inputs, batch.lengths)
         assert (after - before).abs().max() > 1e-4, name
 
 
@@ -219,13 +217,15 @@ def test_masking_is_that_of_the_config_and_only_when_asked_for(wav2vec2, cuts):
 def test_texts_are_written_in_the_characters_of_the_vocabulary(wav2vec2, cuts, text, written):
     speech = load_model(wav2vec2)
     batch = speech.collate([with_text(cuts[0], text)])
-    assert "".join(speech._tokenizer.convert_ids_to_tokens(batch.labels.tolist())).replace("|", " ") == written
+    assert (
+        "".join(speech._alphabet._tokenizer.convert_ids_to_tokens(batch.labels.tolist())).replace("|", " ") == written
+    )
 
 
 def test_lower_case_vocabulary_without_an_apostrophe(tmp_path, cuts):
     speech = load_model(checkpoint(tmp_path / "lower", *KINDS["wav2vec2"], letters="abcdefghijklmnopqrstuvwxyz"))
     batch = speech.collate([with_text(cuts[0], "Don't!")])
-    assert "".join(speech._tokenizer.convert_ids_to_tokens(batch.labels.tolist())) == "dont"
+    assert "".join(speech._alphabet._tokenizer.convert_ids_to_tokens(batch.labels.tolist())) == "dont"
 
 
 def test_what_cannot_be_trained_on_is_told(wav2vec2, cuts):
@@ -334,6 +334,6 @@ def test_bad_checkpoints_are_told(tmp_path, refused, wav2vec2):
     adapters = checkpoint(tmp_path / "mms", Wav2Vec2ForCTC, Wav2Vec2Config, {"adapter_attn_dim": 4}, True)
     with pytest.raises(UserError, match="MMS"):
         load_outline(adapters)
-    wavlm = checkpoint(tmp_path / "wavlm", WavLMForCTC, WavLMConfig, {}, True)
-    with pytest.raises(UserError, match="supported: whisper, wav2vec2"):
-        load_model(wavlm)
+    (headless / "config.json").write_text('{"model_type": "wav2vec3"}')
+    with pytest.raises(UserError, match=r"'wav2vec3'; supported: whisper, wav2vec2, .* \(the nearest is wav2vec2\)"):
+        load_model(headless)

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
-from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    LasrFeatureExtractor,
+    ParakeetFeatureExtractor,
+    PreTrainedTokenizerFast,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 from ssvd.errors import UserError
 
@@ -33,6 +41,12 @@ _FEATURE_FIELDS = (
 )
 _FRAME = 0.02  # seconds: of every published wav2vec 2.0 and HuBERT
 _RATE = 16_000  # Hz: likewise
+# Of encoders with a CTC head, where it is not that of the wave.
+_EXTRACTORS = {
+    "wav2vec2-bert": SeamlessM4TFeatureExtractor,
+    "parakeet_ctc": ParakeetFeatureExtractor,
+    "lasr_ctc": LasrFeatureExtractor,
+}
 _WHISPER = {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160}  # fixed in OpenAI's code, not in its weights
 _UNKNOWN_PIECES = 0.05  # of a bpemodel: ESPnet's own lists of tokens lack a few
 _COPY = "copy the files of one part from the model that the other comes from"
@@ -261,11 +275,32 @@ def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any) -> 
     Raises:
         UserError: They disagree.
     """
-    _check_kind(checkpoint, "feature extractor", extractor, Wav2Vec2FeatureExtractor)
-    _check_kind(checkpoint, "tokenizer", tokenizer, Wav2Vec2CTCTokenizer)
-    config, size = network.config, network.config.vocab_size
-    blank = check_token(checkpoint, "the blank (pad_token_id)", config.pad_token_id, size)
+    config = network.config
+    kind = _EXTRACTORS.get(config.model_type, Wav2Vec2FeatureExtractor)
+    _check_kind(checkpoint, "feature extractor", extractor, kind)
+    _check_kind(checkpoint, "tokenizer", tokenizer, Wav2Vec2CTCTokenizer, PreTrainedTokenizerFast)
+    blank = check_token(checkpoint, "the blank (pad_token_id)", config.pad_token_id, config.vocab_size)
     check_equal(checkpoint, "the blank", {"config.json": blank, "the tokenizer (pad_token)": tokenizer.pad_token_id})
+    if isinstance(tokenizer, Wav2Vec2CTCTokenizer):
+        _check_letters(checkpoint, config.vocab_size, tokenizer)
+    else:
+        check_vocabulary(checkpoint, tokenizer.get_vocab(), config.vocab_size, "tokenizer.json")
+        tokenizer.encode(" a", add_special_tokens=False)  # a damaged one fails here
+    if kind is Wav2Vec2FeatureExtractor:
+        _check_wave(checkpoint, config, extractor)
+    else:
+        _check_log_mel(checkpoint, config, extractor)
+    if hasattr(config, "mask_time_length"):
+        bands = config.mask_feature_length if config.mask_feature_prob else 1
+        if config.mask_time_length < 1 or not 0 < bands <= config.hidden_size:
+            raise UserError(
+                f"The masks of the config.json of {checkpoint} do not fit its network (mask_time_length, "
+                f"mask_feature_length): {_COPY}."
+            )
+
+
+def _check_letters(checkpoint: str, size: int, tokenizer: Any) -> None:
+    """Check that a tokenizer of letters belongs to a network of `size` tokens."""
     files = "vocab.json and tokenizer_config.json"
     letters, special = letters_of(tokenizer), {*tokenizer.all_special_tokens}
     # Older releases added special tokens after the network was made.
@@ -280,14 +315,12 @@ def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any) -> 
             f"The tokenizer of {checkpoint} lacks the word delimiter {tokenizer.word_delimiter_token!r} that it "
             f"names: copy {files} from the model that it comes from."
         )
+
+
+def _check_wave(checkpoint: str, config: Any, extractor: Any) -> None:
+    """Check a feature extractor that only normalises samples."""
     silence = extractor(np.zeros(1000, np.float32), sampling_rate=extractor.sampling_rate).input_values[0]
     _check_silence(checkpoint, silence, (1000,))
-    bands = config.mask_feature_length if config.mask_feature_prob else 1
-    if config.mask_time_length < 1 or not 0 < bands <= config.hidden_size:
-        raise UserError(
-            f"The masks of the config.json of {checkpoint} do not fit its network (mask_time_length, "
-            f"mask_feature_length): {_COPY}."
-        )
     shift = prod(config.conv_stride) / extractor.sampling_rate
     if extractor.feature_size != 1 or (extractor.sampling_rate != _RATE and shift != _FRAME):
         raise UserError(
@@ -295,6 +328,19 @@ def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any) -> 
             f"{extractor.feature_size} features a sample, and networks of this kind read one channel at {_RATE} Hz: "
             "copy it from the model that it comes from."
         )
+
+
+def _check_log_mel(checkpoint: str, config: Any, extractor: Any) -> None:
+    """Check a feature extractor that makes log-mel features of samples."""
+    encoder = getattr(config, "encoder_config", None)
+    bands = config.feature_projection_input_dim if encoder is None else encoder.num_mel_bins
+    made = extractor([np.zeros(_RATE, np.float32)], sampling_rate=extractor.sampling_rate, return_tensors="np")
+    features = np.asarray(made["input_features"])[0]
+    given = {"config.json": bands, "preprocessor_config.json": features.shape[1]}
+    check_equal(checkpoint, "the bands of a feature", given)
+    check_equal(checkpoint, "sampling_rate", {"this kind": _RATE, "preprocessor_config.json": extractor.sampling_rate})
+    if not np.isfinite(features).all():
+        raise UserError(f"The feature extractor of {checkpoint} makes of silence what is no number: {_COPY}.")
 
 
 def check_owsm(checkpoint: str, network: Any, config: Mapping[str, Any], pieces: Sequence[str]) -> None:
@@ -347,9 +393,9 @@ def _check_silence(checkpoint: str, features: NDArray[np.float32], shape: tuple[
         )
 
 
-def _check_kind(checkpoint: str, part: str, found: Any, kind: type) -> None:
-    if not isinstance(found, kind):
+def _check_kind(checkpoint: str, part: str, found: Any, *kinds: type) -> None:
+    if not isinstance(found, kinds):
         raise UserError(
-            f"The {part} of {checkpoint} is a {type(found).__name__}, and models of this kind have a {kind.__name__}: "
-            "copy its files from the model that it comes from."
+            f"The {part} of {checkpoint} is a {type(found).__name__}, and models of this kind have a "
+            f"{' or '.join(kind.__name__ for kind in kinds)}: copy its files from the model that it comes from."
         )

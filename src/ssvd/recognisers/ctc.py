@@ -1,10 +1,8 @@
-"""Encoders with a CTC head: wav2vec 2.0 (arXiv 2006.11477) and HuBERT (arXiv 2106.07447)."""
+"""Encoders with a CTC head, as `AutoModelForCTC` of Transformers has them; `families` lists them."""
 
-import math
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,8 @@ from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
-from ssvd.recognisers.agreement import check_ctc, check_features, letters_of, reading
+from ssvd.recognisers.agreement import check_ctc, check_features, reading
+from ssvd.recognisers.alphabets import alphabet_of
 from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
@@ -28,11 +27,16 @@ from ssvd.recognisers.decoding import (
     join_pieces,
     split_at_pauses,
 )
+from ssvd.recognisers.front_ends import front_end_of, output_frames
 from ssvd.recognisers.layers import ENCODER, LayerGroups, front_end_convolutions
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
+from ssvd.recognisers.wavlm import call_projections
 from ssvd.recognisers.words import TimedText, words_of_frames
 
 WINDOW = 30.0  # seconds that are read at once: these encoders know no limit but memory
+# Convolutions of their encoders read over the end of speech into the padding, of which they have no mask.
+_READS_PADDING = {"data2vec-audio", "wav2vec2-conformer", "sew", "sew-d", "lasr_ctc"}
+_ENCODER = re.compile(r"(^|\.)encoder\.(encoder\.)?layers?\.")
 
 
 class CtcBatch(NamedTuple):
@@ -40,17 +44,17 @@ class CtcBatch(NamedTuple):
 
     ids: list[str]
     pieces: list[int]  # rows of each utterance
-    samples: Tensor  # (rows, samples of the longest), float32, normalised as the checkpoint asks, padded with zeros
-    lengths: Tensor  # (rows,), int64: samples of speech
+    inputs: Tensor  # (rows, length of the longest) or (rows, length, bands), float32, padded with zeros
+    lengths: Tensor  # (rows,), int64: of the input without padding
     labels: Tensor | None  # (tokens of all rows,), int64: one row's after the other
     label_lengths: Tensor | None  # (rows,), int64
 
 
 class Ctc(Recogniser):
-    """A wav2vec 2.0 or HuBERT checkpoint with a CTC head as a `Recogniser`.
+    """A checkpoint with a CTC head as a `Recogniser`.
 
     Texts are written in the case of the vocabulary, where it has only one, and without punctuation that is not in it.
-    Batches are as long as their longest utterance.
+    Batches are as long as their longest utterance. The statistics of batch normalisation stay those of the checkpoint.
 
     Args:
         module: The network, not yet wrapped by PEFT.
@@ -80,26 +84,19 @@ class Ctc(Recogniser):
             raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
         if window is not None and window <= 0:
             raise UserError(f"A window of {window:g} s is not possible: give more than 0.")
-        self.module = module
+        self.module = call_projections(module)
         self.sampling_rate = extractor.sampling_rate
         self.window = window or WINDOW
         self.language = language
-        self._extractor, self._tokenizer, self._dtype = extractor, tokenizer, dtype
-        self._own_masking: bool = module.config.apply_spec_augment
-        self._letters = letters_of(tokenizer)
-        longest_first = sorted(self._letters, key=len, reverse=True)
-        self._letter = re.compile("|".join([*map(re.escape, longest_first), "."]))
-        self._spelling = dict.fromkeys(tokenizer.get_vocab().values(), "")
-        lower = tokenizer.do_lower_case
-        self._spelling |= {token: letter.lower() if lower else letter for letter, token in self._letters.items()}
-        self._characters = {letter for letter in self._letters if len(letter) == 1} | {" "}
-        alphabet = "".join(self._characters)
-        self._fold = str.upper if alphabet.isupper() else str.lower if alphabet.islower() else str
-        self._shortest = 1  # samples, of one frame
-        for kernel, stride in zip(
-            reversed(module.config.conv_kernel), reversed(module.config.conv_stride), strict=True
-        ):
-            self._shortest = (self._shortest - 1) * stride + kernel
+        self._extractor, self._dtype = extractor, dtype
+        self._alphabet = alphabet_of(tokenizer)
+        self._front_end = front_end_of(extractor, module)
+        self._own_masking: bool | None = getattr(module.config, "apply_spec_augment", None)
+        self._reads_padding = (
+            not self._front_end.is_masked
+            or module.config.model_type in _READS_PADDING
+            or getattr(module.config, "feat_extract_norm", None) == "group"  # over time, padding included
+        )
 
     @classmethod
     def from_pretrained(
@@ -139,44 +136,17 @@ class Ctc(Recogniser):
                 f"It lasts {cut.duration:.2f} s and the window is {self.window:g} s: cut it, leave it out, or use a "
                 "longer window."
             )
-        text = spoken_text(cut, self._tokenizer.all_special_tokens)
-        written = self._written(text)
-        if not written:
-            raise UserError("It has no text to learn: transcribe it, or leave it out.")
-        letters = self._letter.findall(written)
-        if not self._letters.keys() >= {*letters}:
-            raise UserError(f"Its text has marks that the model's vocabulary lacks: {text!r}.")
-        tokens = [self._letters[letter] for letter in letters]
-        frames = int(self._frames(torch.tensor(round(cut.duration * self.sampling_rate))))
+        tokens = self._alphabet.encode(spoken_text(cut, self._alphabet.special))
+        length = self._front_end.length(round(cut.duration * self.sampling_rate))
+        frames = int(self._frames(torch.tensor(length)))
         needed = len(tokens) + sum(first == second for first, second in pairwise(tokens))
         if needed > frames:  # CTC parts two equal tokens by a blank
             raise UserError(f"Its text takes {needed} frames and its audio has {max(frames, 0)}: correct the text.")
         return tokens
 
-    def _written(self, text: str) -> str:
-        """Return the text in the case of the vocabulary, without punctuation that is not in it."""
-
-        def written(character: str) -> str:
-            if character in self._characters or not unicodedata.category(character).startswith("P"):
-                return character
-            return "" if character == "'" else " "
-
-        folded = self._fold(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
-        return " ".join("".join(map(written, folded)).split())
-
-    def _spelt(self, tokens: Iterable[int]) -> str:
-        """Return what tokens spell, letter by letter: the clean-up of Transformers joins komt 's to komt's."""
-        try:
-            return "".join(self._spelling[token] for token in tokens)
-        except KeyError as error:
-            raise UserError(
-                f"The network writes the token {error}, and the tokenizer has no symbol for it: copy vocab.json from "
-                "the model that the network comes from."
-            ) from None
-
-    def _frames(self, samples: Tensor) -> Tensor:
-        """Return the number of frames of so many samples."""
-        return self._base_model._get_feat_extract_output_lengths(samples)
+    def _frames(self, lengths: Tensor) -> Tensor:
+        """Return the number of frames that the network makes of inputs of these lengths."""
+        return output_frames(self._base_model, lengths)
 
     def collate(self, cuts: Iterable[Cut], *, text: bool = True) -> CtcBatch:
         """Read utterances as one batch: with `text` to train on or decode, without it only to decode.
@@ -198,14 +168,11 @@ class Ctc(Recogniser):
 
     def _batch(self, ids: list[str], pieces: Sequence[Sequence[Samples]], languages: Sequence[str | None]) -> CtcBatch:
         rows = [piece for utterance in pieces for piece in utterance]
-        rows = [np.pad(row, (0, max(0, self._shortest - len(row)))) for row in rows]
-        values = [
-            torch.from_numpy(self._extractor(row, sampling_rate=self.sampling_rate).input_values[0]) for row in rows
-        ]
-        lengths = torch.tensor([len(row) for row in values])
-        return CtcBatch(
-            ids, [len(utterance) for utterance in pieces], pad_sequence(values, batch_first=True), lengths, None, None
-        )
+        shortest = self._front_end.shortest
+        inputs = [self._front_end(np.pad(row, (0, max(0, shortest - len(row))))) for row in rows]
+        lengths = torch.tensor([len(row) for row in inputs])
+        padded = pad_sequence(inputs, batch_first=True)
+        return CtcBatch(ids, [len(utterance) for utterance in pieces], padded, lengths, None, None)
 
     def _split(self, samples: Samples) -> list[Samples]:
         return split_at_pauses(samples, round(self.window * self.sampling_rate), self.sampling_rate, slack=160)
@@ -226,10 +193,11 @@ class Ctc(Recogniser):
         if batch.labels is None or batch.label_lengths is None:
             raise ValueError("the batch has no labels: collate it with text=True")
         frames = self._frames(batch.lengths)
-        # Transformers masks no batch that is shorter than a mask, but raises an error.
-        is_maskable = int(frames.max()) >= self._base_model.config.mask_time_length
-        self._base_model.config.apply_spec_augment = self.spec_augment is not None and is_maskable
-        chances = self._logits(batch.samples, batch.lengths).float().log_softmax(-1).transpose(0, 1)
+        inputs = self._masked(batch, frames)
+        for layer in self.module.modules():
+            if isinstance(layer, nn.BatchNorm1d):  # its statistics are not the adapter's, and would not be stored
+                layer.eval()
+        chances = self._logits(inputs, batch.lengths).float().log_softmax(-1).transpose(0, 1)
         return nn.functional.ctc_loss(
             chances,
             batch.labels.to(chances.device),
@@ -239,13 +207,24 @@ class Ctc(Recogniser):
             zero_infinity=True,
         )
 
-    def _logits(self, samples: Tensor, lengths: Tensor) -> Tensor:
+    def _masked(self, batch: CtcBatch, frames: Tensor) -> Tensor:
+        """Return the input of a batch, masked if that is asked for, or let the network mask what it makes of it."""
+        config = self._base_model.config
+        if self._own_masking is None:
+            if self.spec_augment is None or not self.module.training:
+                return batch.inputs
+            return self.spec_augment(batch.inputs.transpose(1, 2), batch.lengths).transpose(1, 2)
+        # Transformers masks no batch that is shorter than a mask, but raises an error.
+        config.apply_spec_augment = self.spec_augment is not None and int(frames.max()) >= config.mask_time_length
+        return batch.inputs
+
+    def _logits(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Return logits of shape (rows, frames, vocabulary)."""
-        samples = samples.to(next(self._base_model.lm_head.parameters()))
+        inputs = inputs.to(next(self._base_model.get_submodule(head_of(self._base_model)).parameters()))
         mask = None
-        if self._extractor.return_attention_mask:  # else it was trained without, as the smallest models were
-            mask = (torch.arange(samples.shape[1], device=samples.device) < lengths.to(samples.device)[:, None]).long()
-        return self.module(input_values=samples, attention_mask=mask).logits
+        if self._front_end.is_masked:
+            mask = (torch.arange(inputs.shape[1], device=inputs.device) < lengths.to(inputs.device)[:, None]).long()
+        return self.module(**{self._front_end.argument: inputs}, attention_mask=mask).logits
 
     def decode(self, batch: CtcBatch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
         """Return the text of each utterance: the likeliest token of each frame, independently of the others.
@@ -256,41 +235,40 @@ class Ctc(Recogniser):
         Raises:
             UserError: More than one beam is asked for, or a limit of tokens.
         """
-        texts = [self._text(tokens) for tokens, _ in self._best_paths(batch, decoding)]
+        texts = [self._alphabet.text(tokens) for tokens, _ in self._best_paths(batch, decoding)]
         return join_pieces((Transcript(text, text) for text in texts), batch.pieces)
 
     def decode_timed(self, batch: CtcBatch, decoding: Decoding = DEFAULT_DECODING) -> list[TimedText]:
         """Return the text of each row with its words, by the frames of their letters; see `Recogniser.decode_timed`."""
-        frame = math.prod(self._base_model.config.conv_stride) / self.sampling_rate
         timed = []
         for tokens, likelihoods in self._best_paths(batch, decoding):
             chances = np.exp(likelihoods)
-            words = words_of_frames([self._spelt([token]) for token in tokens], chances.tolist(), frame)
+            words = words_of_frames(self._alphabet.spell(tokens), chances.tolist(), self._front_end.frame)
             confidence = float(np.exp(likelihoods.mean())) if words else None
-            timed.append(TimedText(self._text(tokens), confidence, words))
+            timed.append(TimedText(self._alphabet.text(tokens), confidence, words))
         return timed
 
     def _best_paths(self, batch: CtcBatch, decoding: Decoding) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yield the likeliest token of each frame of a row, and their log-probabilities."""
         if decoding.beams > 1 or decoding.max_new_tokens is not None:
             raise UserError("CTC models decode greedily, all frames at once: use one beam and no limit of tokens.")
-        rows_at_once = len(batch.lengths) if self._extractor.return_attention_mask else 1
+        rows_at_once = 1 if self._reads_padding else len(batch.lengths)
         for rows in torch.arange(len(batch.lengths)).split(rows_at_once):
             lengths = batch.lengths[rows]
             with evaluation_mode(self.module):
-                logits = self._logits(batch.samples[rows, : int(lengths.max())], lengths)
+                logits = self._logits(batch.inputs[rows, : int(lengths.max())], lengths)
             best = logits.float().log_softmax(-1).max(-1)
             for tokens, chances, frames in zip(best.indices, best.values, self._frames(lengths).tolist(), strict=True):
                 yield tokens[:frames].tolist(), chances[:frames].cpu().numpy()
 
-    def _text(self, tokens: Iterable[int]) -> str:
-        """Return the text of the tokens of all frames."""
-        return self._spelt(token for token, _ in groupby(tokens)).strip()
-
     @staticmethod
     def loading_code(name: str) -> str:
         """Return the code that loads the network; see `Recogniser`."""
-        return f'from transformers import AutoModelForCTC\n\nmodel = AutoModelForCTC.from_pretrained("{name}")'
+        return (
+            "from ssvd.recognisers.wavlm import call_projections  # changes WavLM only, whose adapters need it\n"
+            "from transformers import AutoModelForCTC\n\n"
+            f'model = call_projections(AutoModelForCTC.from_pretrained("{name}"))'
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write a plain Transformers checkpoint, its tokenizer and feature extractor: the dtype of the source.
@@ -299,11 +277,15 @@ class Ctc(Recogniser):
             TypeError: An adapter is still apart; assign `module.merge_and_unload()` to `module` first.
         """
         self._check_merged()
-        self._base_model.config.apply_spec_augment = self._own_masking
-        weights = {name: value.to(self._dtype) for name, value in self._base_model.state_dict().items()}
+        if self._own_masking is not None:
+            self._base_model.config.apply_spec_augment = self._own_masking
+        weights = {
+            name: value.to(self._dtype) if value.is_floating_point() else value
+            for name, value in self._base_model.state_dict().items()
+        }
         self._base_model.save_pretrained(folder, state_dict=weights)
         self._extractor.save_pretrained(folder)
-        self._tokenizer.save_pretrained(folder)
+        self._alphabet.save(folder)
 
 
 def _supported_config(name: str) -> Any:
@@ -329,6 +311,12 @@ def _processors(name: str, module: Any) -> tuple[Any, Any]:
 
 
 def _layer_groups(network: Any) -> LayerGroups:
-    linear = [n for n, layer in network.named_modules() if isinstance(layer, nn.Linear) and ".encoder.layers." in n]
-    front_end = front_end_convolutions(network, f"{network.base_model_prefix}.feature_extractor.")
-    return front_end | dict.fromkeys(linear, ENCODER)
+    modules = network.named_modules()
+    linear = [name for name, layer in modules if isinstance(layer, nn.Linear) and _ENCODER.search(name)]
+    prefix = f"{network.base_model_prefix}.feature_extractor."
+    return front_end_convolutions(network, (prefix, "encoder.subsampling.")) | dict.fromkeys(linear, ENCODER)
+
+
+def head_of(network: Any) -> str:
+    """Return the name of the layer that gives each frame the likelihoods of the tokens."""
+    return "ctc_head" if hasattr(network, "ctc_head") else "lm_head"

@@ -82,6 +82,21 @@ class Refused:
     sibling: str
 
 
+_STATISTICS = "the statistics of its batch normalisation stay those of the checkpoint"
+_ALONE = "each utterance is decoded alone, since its padding would change the text"
+
+
+def _ctc(name: str, checkpoints: str, notes: str = "", front_end: str = "; front-end: convolutions") -> Family:
+    return Family(name, "CTC", "ctc:Ctc", checkpoints, f"encoder{front_end}", COMMANDS, notes=notes)
+
+
+def _writes(
+    name: str, kind: Kind, checkpoints: str, front_end: str, notes: str, adapted: str = "encoder, decoder"
+) -> Family:
+    location = "seq2seq:Seq2Seq" if kind == "encoder and decoder" else "language_models:SpeechLanguageModel"
+    return Family(name, kind, location, checkpoints, f"{adapted}; front-end: {front_end}", COMMANDS, notes=notes)
+
+
 FAMILIES: Mapping[str, Family] = {
     "whisper": Family(
         "Whisper",
@@ -93,33 +108,132 @@ FAMILIES: Mapping[str, Family] = {
         "OpenAI's tiny.en and base",
         "`--window 8` speeds up training on short utterances",
     ),
-    "wav2vec2": Family(
+    "wav2vec2": _ctc(
         "wav2vec 2.0",
-        "CTC",
-        "ctc:Ctc",
         "facebook/wav2vec2-base-960h, XLSR and XLS-R with a CTC head",
-        "encoder; front-end: convolutions",
-        COMMANDS,
-        notes="MMS, which has an adapter for each language, is refused",
+        "MMS, which has an adapter for each language, is refused",
     ),
-    "hubert": Family(
-        "HuBERT",
-        "CTC",
-        "ctc:Ctc",
-        "facebook/hubert-large-ls960-ft and others with a CTC head",
-        "encoder; front-end: convolutions",
-        COMMANDS,
+    "hubert": _ctc("HuBERT", "facebook/hubert-large-ls960-ft and others with a CTC head"),
+    "wavlm": _ctc(
+        "WavLM",
+        "microsoft/wavlm-base, -base-plus and -large, fine-tuned with a CTC head",
+        "its attention reads weights past their layers, so it is computed by the layers here, the same up to rounding; "
+        "with PEFT alone, call `ssvd.recognisers.wavlm.call_projections` on the network first",
+    ),
+    "wav2vec2-bert": _ctc(
+        "wav2vec2-BERT",
+        "facebook/w2v-bert-2.0, fine-tuned with a CTC head",
+        "reads log-mel features",
+        front_end="",
+    ),
+    "parakeet_ctc": _ctc(
+        "Parakeet-CTC",
+        "nvidia/parakeet-ctc-0.6b and -1.1b",
+        "reads log-mel features; writes pieces of words, so a text may not fit into short audio; the statistics of its "
+        "batch normalisation stay those of the checkpoint",
+    ),
+    "wav2vec2-conformer": _ctc(
+        "wav2vec2-conformer",
+        "facebook/wav2vec2-conformer-rel-pos-large-960h-ft, -rope-large-960h-ft",
+        f"{_ALONE}; the statistics of its batch normalisation stay those of the checkpoint",
+    ),
+    "unispeech": _ctc("UniSpeech", "microsoft/unispeech-1350-en-90-it-ft-1h and others with a CTC head"),
+    "unispeech-sat": _ctc("UniSpeech-SAT", "microsoft/unispeech-sat-base-100h-libri-ft and others with a CTC head"),
+    "data2vec-audio": _ctc("data2vec audio", "facebook/data2vec-audio-base-960h, -large-960h", _ALONE),
+    "sew": _ctc("SEW", "asapp/sew-tiny-100k-ft-ls100h and others with a CTC head", _ALONE),
+    "sew-d": _ctc("SEW-D", "asapp/sew-d-tiny-100k-ft-ls100h and others with a CTC head", _ALONE),
+    "lasr_ctc": _ctc(
+        "LASR",
+        "google/medasr",
+        f"reads log-mel features; {_ALONE}; the statistics of its batch normalisation stay those of the checkpoint",
+        front_end="",
+    ),
+    "qwen3_asr": _writes(
+        "Qwen3-ASR",
+        "language-model decoder",
+        "Qwen/Qwen3-ASR-0.6B-hf, Qwen/Qwen3-ASR-1.7B-hf",
+        "three convolutions",
+        "training needs the language of each utterance; decoding finds it where none is stated",
+        "encoder, projector, decoder",
+    ),
+    "glmasr": _writes(
+        "GLM-ASR",
+        "language-model decoder",
+        "zai-org/GLM-ASR-Nano-2512",
+        "two convolutions",
+        "reads audio in windows of 30 s",
+        "encoder, projector, decoder",
+    ),
+    "qwen2_audio": _writes(
+        "Qwen2-Audio",
+        "language-model decoder",
+        "Qwen/Qwen2-Audio-7B, Qwen/Qwen2-Audio-7B-Instruct",
+        "two convolutions",
+        "reads audio in windows of 30 s",
+        "encoder, projector, decoder",
+    ),
+    "moonshine": _writes(
+        "Moonshine",
+        "encoder and decoder",
+        "UsefulSensors/moonshine-tiny, UsefulSensors/moonshine-base",
+        "three convolutions",
+        f"reads samples, so there are no features to mask; {_ALONE}",
+    ),
+    "canary": _writes(
+        "Canary",
+        "encoder and decoder",
+        "nvidia/canary-1b-v2",
+        "convolutions",
+        f"needs the language of each utterance; {_STATISTICS}",
+    ),
+    "cohere_asr": _writes(
+        "Cohere ASR",
+        "encoder and decoder",
+        "Cohere's transcription models",
+        "convolutions",
+        f"needs the language of each utterance; {_STATISTICS}",
+    ),
+    "speech_to_text": _writes(
+        "Speech2Text",
+        "encoder and decoder",
+        "facebook/s2t-small-librispeech-asr, -medium and -large",
+        "two convolutions",
+        f"needs the package sentencepiece; models that translate are refused; {_ALONE}",
     ),
 }
 """The supported families of Transformers by `model_type`."""
 
-_TRANSDUCER = (
-    "training through the transducer of Transformers is not supported; take the CTC checkpoint of the same encoder"
-)
+_SAME_ENCODER = "take the checkpoint of the same encoder with a CTC head"
 
 REFUSED: Mapping[str, Refused] = {
-    "parakeet_tdt": Refused("Parakeet-TDT", "transducer", _TRANSDUCER, "parakeet_ctc"),
-    "parakeet_rnnt": Refused("Parakeet-RNNT", "transducer", _TRANSDUCER, "parakeet_ctc"),
+    "parakeet_rnnt": Refused(
+        "Parakeet-RNNT",
+        "transducer",
+        f"its loss needs torchaudio, which this package does without; {_SAME_ENCODER}",
+        "parakeet_ctc",
+    ),
+    "parakeet_tdt": Refused(
+        "Parakeet-TDT",
+        "transducer",
+        "its loss keeps logits for each frame, token and entry of the vocabulary, too many for usual batches; "
+        f"{_SAME_ENCODER}",
+        "parakeet_ctc",
+    ),
+    "nemotron_asr_streaming": Refused(
+        "Nemotron ASR streaming",
+        "transducer",
+        "its loss needs torchaudio, which this package does without",
+        "parakeet_ctc",
+    ),
+    "nemotron3_5_asr": Refused(
+        "Nemotron 3.5 ASR", "transducer", "its loss needs torchaudio, which this package does without", "parakeet_ctc"
+    ),
+    "granite_speech5_ctc": Refused(
+        "Granite Speech 5",
+        "CTC",
+        "its features need torchaudio, which this package does without",
+        "parakeet_ctc",
+    ),
 }
 """The families of Transformers that are known and refused, by `model_type`."""
 

@@ -16,8 +16,8 @@ LayerGroups = Mapping[str, str]
 """Full name of each layer -> its group, in the order of the network."""
 
 
-def front_end_convolutions(network: nn.Module, prefix: str) -> dict[str, str]:
-    """Return the convolutions without groups whose full names begin with a prefix, as layers of the front end."""
+def front_end_convolutions(network: nn.Module, prefix: str | tuple[str, ...]) -> dict[str, str]:
+    """Return the convolutions without groups, of names with one of these prefixes, as layers of the front end."""
     return {
         name: FRONT_END
         for name, layer in network.named_modules()

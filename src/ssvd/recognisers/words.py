@@ -96,8 +96,8 @@ def words_of_frames(spelt: Sequence[str], probabilities: Sequence[float], frame:
     """Return the words of the best path of CTC.
 
     Args:
-        spelt: What the token of each frame spells: a letter, " " between words, "" for the blank. Equal neighbours are
-            one letter.
+        spelt: What the token of each frame spells: a letter or several, " " before the first of a word or alone between
+            words, "" for the blank. Equal neighbours are one.
         probabilities: Of the token of each frame.
         frame: Seconds of a frame.
     """
@@ -115,10 +115,10 @@ def words_of_frames(spelt: Sequence[str], probabilities: Sequence[float], frame:
     position = 0
     for letter, group in groupby(spelt):
         length = len(list(group))
-        if letter == " ":
+        if letter.startswith(" "):
             finish()
-        elif letter:
-            letters.append((letter, position, position + length))
+        if written := letter.strip():
+            letters.append((written, position, position + length))
         position += length
     finish()
     return words
