@@ -595,6 +595,18 @@ def test_modules_to_save_travel_with_the_adapter(tmp_path):
         assert torch.equal(PeftModel.from_pretrained(layers(), tmp_path)(X), model(X))
 
 
+@torch.no_grad()
+def test_the_smaller_space_is_the_output_of_wide_layers_and_else_the_input():
+    for name, layer in adapted("approx", rotate="smaller").base_model.adapted_layers("default"):
+        m, n = layer.base_layer.weight.shape
+        side = "output" if m < n else "input"
+        same = dict(adapted("approx", rotate=side).base_model.adapted_layers("default"))[name]
+        assert layer.rotation["default"].side == side
+        for p, q in zip(layer.parameters(), same.parameters(), strict=True):
+            q.copy_(p)
+        assert torch.equal(layer.get_delta_weight("default"), same.get_delta_weight("default"))
+
+
 @pytest.mark.filterwarnings("error:Dynamo detected")
 @pytest.mark.parametrize(
     "config",

@@ -1,4 +1,4 @@
-"""Merge a base model and an adapter into one plain checkpoint, or write the adapter as LoRA."""
+"""Merge a base model and an adapter into one plain checkpoint, or write the adapter in another format."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +9,11 @@ from safetensors import SafetensorError
 
 from ssvd.errors import UserError
 from ssvd.exports.ctranslate2 import Quantization, save_ctranslate2
+from ssvd.exports.espnet_ssvd import Converted, read_espnet_ssvd, write_espnet_ssvd
 from ssvd.exports.lora import save_lora
 from ssvd.files import check_new, is_disk_error, whole_folder
+from ssvd.recognisers.espnet_checkpoint import find_checkpoint
+from ssvd.recognisers.loading import load_model
 from ssvd.training.interpolation import merge_adapter, scale_of
 from ssvd.training.run_folder import load_adapted
 
@@ -78,6 +81,48 @@ def write_lora(
     speech = load_adapted(model, run, scale=1)
     with _written(out) as folder:
         return save_lora(speech, folder, rank=rank, scale=scale)
+
+
+def write_authors(model: str | Path, run: str | Path, out: Path) -> None:
+    """Write a model of OWSM's kind and its adapter of SSVD as the method's authors' branch of ESPnet saves them.
+
+    Args:
+        model: The base checkpoint.
+        run: The run folder, or a PEFT adapter: a folder or a name on the hub.
+        out: Folder for the model, new or empty.
+
+    Raises:
+        UserError: As `merge`; or their format has no place for the adapter.
+    """
+    check_new(out)
+    if scale_of(run) != 1:
+        raise UserError(f"{run} is used at the scale {scale_of(run):g}, which a rotation cannot be written at.")
+    speech = load_adapted(model, run, scale=1)
+    with _written(out) as folder:
+        write_espnet_ssvd(speech, folder)
+
+
+def read_authors(model: str | Path, trained: str | Path, out: Path) -> Converted:
+    """Write an adapter of SSVD that the authors' branch of ESPnet trained as a PEFT adapter with the same outputs.
+
+    Args:
+        model: The base checkpoint.
+        trained: The folder of their experiment, or its .pth file beside config.yaml.
+        out: Folder for the adapter, new or empty.
+
+    Returns:
+        What the adapter is like, and the error of the conversion.
+
+    Raises:
+        UserError: As `merge`; or their files hold something that an adapter of SSVD cannot.
+    """
+    check_new(out)
+    theirs = find_checkpoint(Path(trained))
+    if theirs is None:
+        raise UserError(f"{trained} holds no model of ESPnet: give its folder with config.yaml, or its .pth file.")
+    speech = load_model(model)
+    with _written(out) as folder:
+        return read_espnet_ssvd(speech, str(model), theirs, folder)
 
 
 @contextmanager

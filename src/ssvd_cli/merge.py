@@ -27,10 +27,11 @@ def merge(
         ),
     ],
     to: Annotated[
-        Literal["transformers", "espnet", "ctranslate2", "lora"] | None,
+        Literal["transformers", "espnet", "ctranslate2", "lora", "espnet-ssvd", "peft"] | None,
         typer.Option(
             help="Format: a checkpoint of Transformers or ESPnet (by default, as the base model), of CTranslate2 for "
-            "faster-whisper, or a LoRA adapter on the base model."
+            "faster-whisper, a LoRA adapter on the base model, or a model with an adapter as the ESPnet of SSVD's "
+            "authors saves it; peft turns such a model, RUN, into an adapter for this package."
         ),
     ] = None,
     scale: Scale = None,
@@ -53,11 +54,28 @@ def merge(
         raise CommandError("--rank is for --to lora.")
     if quantization is not None and to != "ctranslate2":
         raise CommandError("--quantization is for --to ctranslate2.")
+    if scale is not None and to in ("espnet-ssvd", "peft"):
+        raise CommandError(f"--to {to} has no --scale.")
+    if to == "peft" and len(names) != 3:
+        raise CommandError("Name the base model too: ssvd merge MODEL TRAINED OUT --to peft.")
     run, out = names[-2:]
     model = names[0] if len(names) == 3 else base_of([run])
     from ssvd.merge import merge as write_merged
-    from ssvd.merge import write_lora
+    from ssvd.merge import read_authors, write_authors, write_lora
 
+    if to == "peft":
+        converted = read_authors(model, run, Path(out))
+        console.print(
+            f"{out} holds an adapter of {model} with {converted.layers} layers, whose changes differ by "
+            f"{converted.error:.2g} of their size at most from those of {run}"
+            f"{'; the singular bases are stored in it.' if converted.basis == 'stored' else '.'}",
+            highlight=False,
+        )
+        return
+    if to == "espnet-ssvd":
+        write_authors(model, run, Path(out))
+        console.print(f"{out} holds the model and its adapter for the ESPnet of SSVD's authors.", highlight=False)
+        return
     if to == "lora":
         error = write_lora(model, run, Path(out), rank=rank, scale=scale)
         console.print(

@@ -13,8 +13,8 @@ from peft import LoraConfig, OFTConfig, OSFConfig, PeftConfig, PsoftConfig, Vera
 
 from ssvd.errors import UserError
 from ssvd.methods.method import Method, Shape, Shapes, Trained, ssvd_parameters
-from ssvd.spectral import Form, Rotation, Side, pattern_size, step_products
-from ssvd.tuners import SSVDConfig, SVFTConfig, portion_rank
+from ssvd.spectral import Form, Rotation, pattern_size, step_products
+from ssvd.tuners import Rotated, SSVDConfig, SVFTConfig, portion_rank
 
 
 def find_method(name: str) -> Method:
@@ -43,8 +43,8 @@ def _twice(rank: int) -> float:
 # -- rows; each function makes one
 
 
-def _ssvd(name: str, form: Form = "approx", side: Side = "input") -> Method:
-    rotation = Rotation(form, side)
+def _ssvd(name: str, form: Form = "approx", side: Rotated = "input") -> Method:
+    rotation = Rotation(form, "input" if side == "smaller" else side)  # either side has as many parameters
 
     def settings(shapes: Shapes) -> Sequence[float]:
         r = _largest_rank(shapes)
@@ -236,6 +236,7 @@ METHODS = {
         _ssvd("ssvd none", form="none"),
         _ssvd("ssvd output", side="output"),
         _ssvd("ssvd both", side="both"),
+        _ssvd("ssvd smaller", side="smaller"),
         # alpha = 2 r is common with PEFT, and the setting of SSVD's authors; PiSSA's own is alpha = r.
         _lora("lora", "2106.09685", (3e-4, 1e-3, 3e-3), _twice),
         # Its authors' ratio of the two rates is 16.

@@ -6,10 +6,13 @@ import io
 import shutil
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,22 +23,23 @@ from ssvd.documents import read_yaml
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import MOST_LAYERS, check_finite
 
-# ESPnet pins old versions of what it needs, so pip cannot install it with its dependencies beside a recent torch.
-SETUP = "pip install --no-deps espnet==202511 && pip install 'ssvd[espnet]' (in a clone: make setup-espnet)."
+# The last ESPnet for Python 3.11 pins old versions of what it needs: pip cannot install it with its dependencies.
+_EXTRA = "pip install 'ssvd[espnet]' (in a clone: make setup-espnet)."
+SETUP = _EXTRA if sys.version_info >= (3, 12) else f"pip install --no-deps espnet==202511 && {_EXTRA}"
 
 
 @contextmanager
 def espnet_importable(*, silent: bool = True) -> Iterator[None]:
     """ESPnet's imports succeed, with or without torchaudio.
 
-    It imports torchaudio for effects that OWSM does not use, and there is no build of it for CPUs alone: an empty
-    module stands in, which nobody else gets to see.
+    It imports torchaudio for effects that OWSM does not use. There is no build of it for CPUs alone, and the usual one
+    does not load beside such a torch: an empty module stands in then, which nobody else gets to see.
 
     Args:
         silent: Whether to swallow what is printed meanwhile: it talks of parts that OWSM does not use.
 
     Raises:
-        UserError: ESPnet is not installed.
+        UserError: ESPnet, or a package that it needs, is not installed, or it is a release without what OWSM needs.
     """
     missing = "torchaudio" not in sys.modules
     if missing:
@@ -52,10 +56,27 @@ def espnet_importable(*, silent: bool = True) -> Iterator[None]:
                 quiet.enter_context(redirect_stderr(io.StringIO()))
             yield
     except ModuleNotFoundError as error:
-        raise UserError(f"OWSM models need ESPnet, and {error.name} is not installed: {SETUP}") from None
+        raise UserError(_what_is_missing(error)) from None
     finally:
         if missing:
             sys.modules.pop("torchaudio", None)
+
+
+def _what_is_missing(error: ModuleNotFoundError) -> str:
+    package, _, inner = (error.name or "").partition(".")
+    if inner and package.startswith("espnet") and find_spec("espnet2") is not None:
+        return (
+            f"ESPnet {espnet_release()} has no {error.name}: install one of the releases that are known here: {SETUP}"
+        )
+    return f"OWSM models need ESPnet, and {error.name} is not installed: {SETUP}"
+
+
+def espnet_release() -> str:
+    """Return the release of the installed ESPnet, such as "202611"; "?" where it is not installed by pip."""
+    try:
+        return version("espnet")
+    except PackageNotFoundError:
+        return "?"
 
 
 @dataclass(frozen=True)
@@ -125,7 +146,7 @@ class Checkpoint:
         if self.weights_file is None:
             raise UserError(f"There are no weights (.pth) beside {self.config_file}.")
         config = self.absolute()
-        state = _read_weights(self.weights_file)
+        state = read_weights(self.weights_file)
         _check_shapes(self.outline(), state, self.weights_file)  # a damaged config may state any size
         network = self._build(config)
         _load(network, state, self.weights_file)
@@ -135,24 +156,32 @@ class Checkpoint:
         if config.get("use_adapter"):
             raise UserError(
                 f"{self.config_file} describes a model with an adapter of ESPnet ({config.get('adapter')}): decode it "
-                "with ESPnet, or give the checkpoint that it was trained from."
+                "with ESPnet, or give the checkpoint that it was trained from. One of SSVD can be converted: see "
+                "docs/espnet.md."
             )
         task = self.task()
         try:
             for part in config.values():
                 _check_sizes(part if isinstance(part, dict) else {})
-            return task.build_model(argparse.Namespace(**config))
+            return _with_published_names(task.build_model(argparse.Namespace(**config)))
         except UserError:
             raise
         except Exception as error:  # a config of another task or version fails in many ways
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             raise UserError(
-                f"{self.config_file} does not describe a model that ESPnet 202511 can build as OWSM ({reason})."
+                f"{self.config_file} does not describe a model that ESPnet {espnet_release()} can build as OWSM "
+                f"({reason})."
             ) from error
 
     def save(self, network: nn.Module, folder: Path) -> None:
         """Write a folder as OWSM is published: meta.yaml, config, weights, tokens; paths relative to the folder."""
-        config, places = copy.deepcopy(self.config), {}
+        self.write(network.state_dict(), folder)
+
+    def write(
+        self, state: Mapping[str, torch.Tensor], folder: Path, changes: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Write a state dict as `save` does, with changed fields of the config."""
+        config, places = copy.deepcopy(self.config) | dict(changes), {}
         for holder, name in _file_fields(config):
             source = self._find(holder[name], name)
             place = Path("data" if name != "stats_file" else "exp/stats") / source.name
@@ -166,13 +195,33 @@ class Checkpoint:
                 shutil.copyfile(source, folder / place)
         with (folder / config_file).open("w", encoding="utf-8") as file:
             yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
-        torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, folder / weights_file)
+        torch.save({name: tensor.cpu() for name, tensor in state.items()}, folder / weights_file)
         meta = {
-            "espnet": "202511",
+            "espnet": espnet_release(),
             "files": {"s2t_model_file": str(weights_file)},
             "yaml_files": {"s2t_train_config": str(config_file)},
         }
         (folder / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
+
+
+def _with_published_names(network: nn.Module) -> nn.Module:
+    """Return a network in which the projection of the subsampling is `embed.out.0`, as in OWSM's files.
+
+    ESPnet 202511 calls it so too, and 202611 `embed.out`. With one name, adapters, fingerprints and checkpoints do not
+    depend on the release; both releases read the published name.
+    """
+    embed: Any = getattr(getattr(network, "encoder", None), "embed", None)
+    if isinstance(getattr(embed, "out", None), nn.Linear):
+        embed.out = nn.Sequential(embed.out)
+        embed.out.register_load_state_dict_pre_hook(_keep_published_names)
+    return network
+
+
+def _keep_published_names(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
+    # ESPnet 202611 has taken the index out of the names by now.
+    for name in ("weight", "bias"):
+        if f"{prefix}{name}" in state:
+            state[f"{prefix}0.{name}"] = state.pop(f"{prefix}{name}")
 
 
 def _check_sizes(part: dict[str, Any]) -> None:
@@ -253,10 +302,15 @@ def load_weights(network: nn.Module, file: Path) -> None:
     Raises:
         UserError: The file cannot be read, it does not hold exactly the network's tensors, or not all are finite.
     """
-    _load(network, _read_weights(file), file)
+    _load(network, read_weights(file), file)
 
 
-def _read_weights(file: Path) -> dict[str, torch.Tensor]:
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has many

@@ -67,6 +67,9 @@ class Owsm(Recogniser):
         language: Name or code of the language of utterances that do not state theirs.
         task: "transcribe", or "translate" (into English).
 
+    Attributes:
+        checkpoint: The files of the model.
+
     Raises:
         UserError: The files do not fit together, or the model does not have the window, language or task.
     """
@@ -81,7 +84,7 @@ class Owsm(Recogniser):
         language: str | None = None,
         task: str = "transcribe",
     ) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         file = checkpoint.config_file
         with reading(str(file), "copy it, and the bpemodel that it names, from where the checkpoint comes from"):
             self._load(checkpoint, window)
@@ -316,12 +319,11 @@ class Owsm(Recogniser):
     def _detected(self, speech: Tensor) -> str:
         """Return the likeliest of the language symbols after <sos>, which OWSM is trained to predict."""
         network = self._network
-        with espnet_importable():
-            from espnet.nets.pytorch_backend.transformer.mask import subsequent_mask
         encoded, _ = network.encode(self._placed(speech[None]), torch.tensor([len(speech)], device=self._device))
         encoded = encoded[0] if isinstance(encoded, tuple) else encoded
         start = torch.tensor([[network.sos]], device=self._device)
-        scores, *_ = network.decoder.forward_one_step(start, subsequent_mask(1, device=self._device)[None], encoded)
+        mask = torch.ones(1, 1, 1, dtype=torch.bool, device=self._device)  # of the tokens so far, itself alone
+        scores, *_ = network.decoder.forward_one_step(start, mask, encoded)
         symbols = sorted(f"<{code}>" for code in self._languages)
         return symbols[int(scores[0, [self._ids[symbol] for symbol in symbols]].argmax())]
 
@@ -336,7 +338,7 @@ class Owsm(Recogniser):
     def _given_network(self) -> Any:
         """ESPnet's classes for decoding read a model from files; within this context they are given ours."""
         built = self._network, self._options
-        return patch.object(self._checkpoint.task(), "build_model_from_file", lambda *files: built)
+        return patch.object(self.checkpoint.task(), "build_model_from_file", lambda *files: built)
 
     def _spoken_language(self, piece: Samples, language: str | None) -> str | None:
         symbol = self._symbol(language) or self._language
@@ -360,7 +362,7 @@ class Owsm(Recogniser):
         """
         if isinstance(self.module, PeftModel) or self.module is not self._network:
             raise TypeError("merge the adapter before saving: speech.module = speech.module.merge_and_unload()")
-        self._checkpoint.save(self._network, Path(folder))
+        self.checkpoint.save(self._network, Path(folder))
 
     @property
     def _device(self) -> torch.device:
@@ -382,17 +384,20 @@ class OwsmCtc(Owsm):
 
     def _build_search(self, beams: int) -> Any:
         with espnet_importable():
-            from espnet2.bin.s2t_inference_ctc import Speech2TextGreedySearch
+            from espnet2.bin import s2t_inference, s2t_inference_ctc
+        # From ESPnet 202611 on, one class decodes both kinds of models and reads the kind in the config.
+        one_for_all = hasattr(s2t_inference.Speech2Text, "best_path")
+        search = s2t_inference.Speech2Text if one_for_all else s2t_inference_ctc.Speech2TextGreedySearch
         with self._given_network():
-            return Speech2TextGreedySearch(device=str(self._device))
+            return search(str(self.checkpoint.config_file), device=str(self._device))
 
     def _decode(self, batch: EspnetBatch, languages: list[str | None], decoding: Decoding) -> list[str]:
         if decoding.beams > 1 or decoding.max_new_tokens is not None:
             raise UserError("OWSM-CTC decodes greedily, all frames at once: use one beam and no limit of tokens.")
         self._search.device = str(self._device)
-        symbols = [language or "<nolang>" for language in languages]
-        tasks = [self._task] * len(symbols)
-        return self._search.batch_decode(list(batch.speech), len(symbols), lang_sym=symbols, task_sym=tasks)
+        greedy = getattr(self._search, "best_path", self._search)
+        rows = zip(batch.speech, languages, strict=True)
+        return [greedy(speech, lang_sym=language or "<nolang>", task_sym=self._task)[0][3] for speech, language in rows]
 
     def _detected(self, speech: Tensor) -> str:
         return "<nolang>"

@@ -22,6 +22,7 @@ METHODS = {
     "ssvd none": ("amber", "triangle-up"),
     "ssvd output": ("brown", "triangle-down"),
     "ssvd both": ("green", "cross"),
+    "ssvd smaller": ("purple", "pentagon"),
     "lora": ("vermilion", "square"),
     "dora": ("amber", "diamond"),
     "pissa": ("brown", "cross"),

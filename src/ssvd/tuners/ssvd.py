@@ -30,6 +30,9 @@ from ssvd.tuners.layer import SpectralLayer
 from ssvd.tuners.memo import Memo
 from ssvd.tuners.model import SpectralModel
 
+Rotated = Literal[Side, "smaller"]
+ROTATED: tuple[Rotated, ...] = (*SIDES, "smaller")
+
 
 @dataclass
 class SSVDConfig(SpectralConfig):
@@ -47,7 +50,8 @@ class SSVDConfig(SpectralConfig):
         rotation: Form of G: "approx", I - 2K with a skew-symmetric K; "strict", the rotation (I - K)(I + K)^-1;
             "neumann", four terms of the series for that, where "approx" has one; "none", any matrix.
         rotate: Which basis G rotates: "input", as in the paper; "output", G^T (S + dS) instead of (S + dS) G; "both",
-            with a G for each side, which trains k^2 numbers a layer (2 k^2 + k with rotation "none").
+            with a G for each side, which trains k^2 numbers a layer (2 k^2 + k with rotation "none"); "smaller", that
+            of the space with fewer dimensions, as in the authors' code: the input where both have as many.
         train_scale: Whether dS is trained, or only the rotation.
         svd: "exact", or "randomized", which is cheaper where k is far below r and approximates the last triplets.
 
@@ -79,8 +83,11 @@ class SSVDConfig(SpectralConfig):
             "none a free matrix."
         },
     )
-    rotate: Side = field(
-        default="input", metadata={"help": "Which singular basis G rotates: that of the input, of the output, or both."}
+    rotate: Rotated = field(
+        default="input",
+        metadata={
+            "help": "Which singular basis G rotates: that of the input, of the output, of both, or of the smaller one."
+        },
     )
     train_scale: bool = field(default=True, metadata={"help": "Whether the singular values are trained."})
     svd: Literal["exact", "randomized"] = field(
@@ -95,8 +102,13 @@ class SSVDConfig(SpectralConfig):
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise ValueError(f"`rank` must be a positive integer, not {self.rank!r}.")
         self.check_choice("rotation", ROTATIONS)
-        self.check_choice("rotate", SIDES)
+        self.check_choice("rotate", ROTATED)
         self.check_choice("svd", SVD_METHODS)
+
+    def rotation_of(self, out_features: int, in_features: int) -> Rotation:
+        """Return form and side of the rotation in a layer of this shape."""
+        smaller: Side = "input" if out_features >= in_features else "output"
+        return Rotation(self.rotation, smaller if self.rotate == "smaller" else self.rotate)
 
     def rank_of(self, layer: str, out_features: int, in_features: int) -> int:
         """Number k of singular triplets that a layer of this name and shape is adapted in.
@@ -129,7 +141,7 @@ class _Variant(nn.Module):
 
     def __init__(self, config: SSVDConfig, device: torch.device) -> None:
         super().__init__()
-        form, side, svd = ROTATIONS.index(config.rotation), SIDES.index(config.rotate), SVD_METHODS.index(config.svd)
+        form, side, svd = ROTATIONS.index(config.rotation), ROTATED.index(config.rotate), SVD_METHODS.index(config.svd)
         self.value = float(form + 8 * (side + 4 * (svd + 2 * config.train_scale)))  # remains known on the meta device
         self.register_buffer("number", torch.tensor(self.value, device=device))
 
@@ -166,7 +178,7 @@ class SSVDLinear(SpectralLayer):
     def create_core(self, adapter_name: str, config: SSVDConfig, layer: str) -> None:
         """Create the trained parameters of an adapter in this layer; see `SpectralLayer`."""
         k = config.rank_of(layer, self.out_features, self.in_features)
-        rotation = Rotation(config.rotation, config.rotate)
+        rotation = config.rotation_of(self.out_features, self.in_features)
         size = rotation.size(k)
         if not size and not config.train_scale:
             raise ValueError(
