@@ -135,7 +135,7 @@ def test_tokens_that_older_releases_added_after_the_network_was_made_are_no_obst
     settings = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "[PAD]", "unk_token": "[UNK]"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     speech = load_model(folder)
-    assert len(speech._tokenizer) == 34 and speech.module.config.vocab_size == 32
+    assert len(speech._alphabet._tokenizer) == 34 and speech.module.config.vocab_size == 32
 
 
 # -- tokens that several files state
@@ -378,7 +378,7 @@ def test_ctc_spells_what_the_network_spells(ctc, said, monkeypatch, text):
     speech = load_model(ctc)
     batch = speech.collate([said("a")], text=False)
     symbols = [symbol for letter in text.upper() for symbol in (letter, "<pad>") if letter != ","]
-    ids = speech._tokenizer.convert_tokens_to_ids(["|" if symbol == " " else symbol for symbol in symbols])
+    ids = speech._alphabet._tokenizer.convert_tokens_to_ids(["|" if symbol == " " else symbol for symbol in symbols])
     spell(speech, monkeypatch, ids)
     assert speech.transcribe(batch)[0].split() == text.upper().replace(",", "").split()
 
@@ -396,7 +396,7 @@ def test_letters_of_several_characters_are_learnt_with_the_spaces_around_them(ct
     (ctc / "vocab.json").write_text(json.dumps(vocabulary))
     speech = load_model(ctc)
     labels = speech.collate([said("ik zie ij")]).labels.tolist()
-    assert speech._tokenizer.convert_ids_to_tokens(labels) == [*"IK|ZIE|", "IJ"]
+    assert speech._alphabet._tokenizer.convert_ids_to_tokens(labels) == [*"IK|ZIE|", "IJ"]
 
 
 MARKS = ["<|0.00|>", "<|nl|>", "<|startoftranscript|>", "<|NoTimestamps|>", "<eng>", "<asr>", "<1.20>", "<s>", "<unk>"]
@@ -421,7 +421,7 @@ def test_marks_of_the_own_vocabulary_and_its_blank_are_not_learnt(tmp_path, said
     assert "holds [UNK]" in speech.check(said("a [unk] fish"))
     assert "vocabulary lacks" in speech.check(said("a | fish"))
     labels = speech.collate([said("well-known")]).labels.tolist()
-    assert 0 not in labels and speech._spelt(labels) == "WELL KNOWN"
+    assert 0 not in labels and "".join(speech._alphabet.spell(labels)) == "WELL KNOWN"
 
 
 # -- masks

@@ -36,6 +36,8 @@ from ssvd.recognisers.words import TimedText, words_of_frames
 WINDOW = 30.0  # seconds that are read at once: these encoders know no limit but memory
 # Convolutions of their encoders read over the end of speech into the padding, of which they have no mask.
 _READS_PADDING = {"data2vec-audio", "wav2vec2-conformer", "sew", "sew-d", "lasr_ctc"}
+# Of WavLM's position bias: 8 numbers a head, so few that they would bound the rank of every layer.
+_GATE = ".gru_rel_pos_linear"
 _ENCODER = re.compile(r"(^|\.)encoder\.(encoder\.)?layers?\.")
 
 
@@ -92,6 +94,11 @@ class Ctc(Recogniser):
         self._alphabet = alphabet_of(tokenizer)
         self._front_end = front_end_of(extractor, module)
         self._own_masking: bool | None = getattr(module.config, "apply_spec_augment", None)
+        self._masks_itself = hasattr(module.config, "mask_time_prob")
+        if module.config.model_type == "parakeet_ctc":
+            # Its published configs state 0.1, and it was trained without: huggingface.co/nvidia/parakeet-ctc-1.1b,
+            # discussion 5.
+            module.encoder.layerdrop = 0.0
         self._reads_padding = (
             not self._front_end.is_masked
             or module.config.model_type in _READS_PADDING
@@ -210,7 +217,7 @@ class Ctc(Recogniser):
     def _masked(self, batch: CtcBatch, frames: Tensor) -> Tensor:
         """Return the input of a batch, masked if that is asked for, or let the network mask what it makes of it."""
         config = self._base_model.config
-        if self._own_masking is None:
+        if not self._masks_itself:
             if self.spec_augment is None or not self.module.training:
                 return batch.inputs
             return self.spec_augment(batch.inputs.transpose(1, 2), batch.lengths).transpose(1, 2)
@@ -277,8 +284,11 @@ class Ctc(Recogniser):
             TypeError: An adapter is still apart; assign `module.merge_and_unload()` to `module` first.
         """
         self._check_merged()
+        config = self._base_model.config
         if self._own_masking is not None:
-            self._base_model.config.apply_spec_augment = self._own_masking
+            config.apply_spec_augment = self._own_masking
+        elif hasattr(config, "apply_spec_augment"):
+            del config.apply_spec_augment
         weights = {
             name: value.to(self._dtype) if value.is_floating_point() else value
             for name, value in self._base_model.state_dict().items()
@@ -312,7 +322,11 @@ def _processors(name: str, module: Any) -> tuple[Any, Any]:
 
 def _layer_groups(network: Any) -> LayerGroups:
     modules = network.named_modules()
-    linear = [name for name, layer in modules if isinstance(layer, nn.Linear) and _ENCODER.search(name)]
+    linear = [
+        name
+        for name, layer in modules
+        if isinstance(layer, nn.Linear) and _ENCODER.search(name) and not name.endswith(_GATE)
+    ]
     prefix = f"{network.base_model_prefix}.feature_extractor."
     return front_end_convolutions(network, (prefix, "encoder.subsampling.")) | dict.fromkeys(linear, ENCODER)
 

@@ -117,7 +117,8 @@ FAMILIES: Mapping[str, Family] = {
     "wavlm": _ctc(
         "WavLM",
         "microsoft/wavlm-base, -base-plus and -large, fine-tuned with a CTC head",
-        "its attention reads weights past their layers, so it is computed by the layers here, the same up to rounding; "
+        "its attention reads weights past their layers, so it is computed by the layers here, the same up to rounding "
+        "(the gate of its position bias, 8 numbers a head, is not adapted); "
         "with PEFT alone, call `ssvd.recognisers.wavlm.call_projections` on the network first",
     ),
     "wav2vec2-bert": _ctc(
@@ -129,8 +130,8 @@ FAMILIES: Mapping[str, Family] = {
     "parakeet_ctc": _ctc(
         "Parakeet-CTC",
         "nvidia/parakeet-ctc-0.6b and -1.1b",
-        "reads log-mel features; writes pieces of words, so a text may not fit into short audio; the statistics of its "
-        "batch normalisation stay those of the checkpoint",
+        "reads log-mel features; writes pieces of words; layers are not dropped in training, whatever its config "
+        "says; the statistics of its batch normalisation stay those of the checkpoint",
     ),
     "wav2vec2-conformer": _ctc(
         "wav2vec2-conformer",

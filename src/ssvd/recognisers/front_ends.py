@@ -55,7 +55,7 @@ class Wave:
         self._extractor = extractor
         self.is_masked: bool = extractor.return_attention_mask  # else it was trained without, as the smallest were
         self.frame = prod(config.conv_stride) / extractor.sampling_rate
-        self.shortest = 1
+        self.shortest = getattr(config, "squeeze_factor", 1)  # frames of SEW that become one in its encoder
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             self.shortest = (self.shortest - 1) * stride + kernel
 
