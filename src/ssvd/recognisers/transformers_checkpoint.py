@@ -18,6 +18,7 @@ from ssvd.recognisers.agreement import MOST_LAYERS, check_finite, reading
 # Used by training without labels and by masking only: the published wav2vec2-base-960h lacks the first.
 _MASKING = re.compile(r"(^|\.)masked_spec_embed$")
 _PRETRAINING = re.compile(r"(^|\.)(masked_spec_embed$|(quantizer|project_q|project_hid)\.)")
+_COUNTER = re.compile(r"(^|\.)num_batches_tracked$")  # of batch normalisation: an integer in every checkpoint
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -155,7 +156,7 @@ def _check_stored(name: str, outline: nn.Module) -> torch.dtype:
             for key in held:
                 part = tensors.get_slice(key)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
-                if dtype not in _DTYPES:
+                if dtype not in _DTYPES and not _COUNTER.search(key):
                     raise UserError(
                         f"The weights of {name} are of the type {dtype} ({key}), as quantised ones are: take the model "
                         "that they were made from."
@@ -165,7 +166,8 @@ def _check_stored(name: str, outline: nn.Module) -> torch.dtype:
                         f"The weights of {name} do not fit its config.json: {key} has the shape {shape}, and the "
                         f"network {expected[key]}. Copy the config.json of the model that the weights come from."
                     )
-                dtypes[dtype] += 1
+                if dtype in _DTYPES:
+                    dtypes[dtype] += 1
     return _DTYPES[dtypes.most_common(1)[0][0]]
 
 
