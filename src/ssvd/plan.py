@@ -1,4 +1,4 @@
-"""Plan what each method would train of a model and what that would cost, without loading the model."""
+"""Plan what a method would train of a model, or a whole run, and what that would cost, without loading the model."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,11 +8,14 @@ from typing import Any
 from torch import nn
 
 from ssvd.errors import UserError
-from ssvd.methods import METHODS, Budget, check_layers, linear_shapes, parameters
+from ssvd.methods import METHODS, Budget, check_layers, find_method, linear_shapes, parameters
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_outline
+from ssvd.tuners import SSVDConfig, SVFTConfig
+from ssvd_options import AdaptOptions
 
 BYTES = 4  # per number: adapters are trained and stored in float32
+TEXT_SHARE = 1 / 16  # tokens of a decoder for each of the encoder: text is slower than frames
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,83 @@ class Planned:
     def as_dict(self) -> dict[str, Any]:
         """Return its fields, ready for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What a run takes, as far as the shapes of the layers and its options tell.
+
+    Attributes:
+        model: Name or folder of the model.
+        method: Name of the method.
+        setting: The method's own setting, such as "rank=8"; "" for a method without one.
+        trainable_parameters: Exact number of trained parameters.
+        updates: Number of updates, if the run is not stopped early.
+        utterances: Number of utterances in these, each counted as often as it is used.
+        memory_bytes: Size of weights, singular bases, trained parameters, their gradients and the two moments of AdamW,
+            in float32. Activations come on top.
+        operations: Floating-point operations of the adapted layers in training, forward and backward; a multiplication
+            and its addition count as two. Attention, convolutions and the decoding of the dev utterances come on top.
+    """
+
+    model: str
+    method: str
+    setting: str
+    trainable_parameters: int
+    updates: int
+    utterances: int
+    memory_bytes: int
+    operations: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return its fields, ready for JSON."""
+        return asdict(self)
+
+
+def plan_run(options: AdaptOptions, tokens: int = 8000) -> PlannedRun:
+    """Plan a run; neither the model's weights nor any corpus are read.
+
+    Args:
+        options: Options of the run, which must state the updates of an epoch.
+        tokens: Number of tokens of a batch in each layer of the encoder: frames, padding included.
+
+    Raises:
+        UserError: There is no such model, or an option does not suit it.
+    """
+    if options.updates_per_epoch is None:
+        raise UserError("The updates of an epoch depend on the corpus, which is not read: state updates_per_epoch.")
+    if options.batch_seconds is not None:
+        raise UserError(
+            "The number of utterances in a batch depends on the corpus, which is not read: state batch_size."
+        )
+    module, names = load_outline(options.model, options.layers)
+    shapes, total, method = linear_shapes(module, names), parameters(module), find_method(options.method)
+    check_layers(method, module, names)
+    setting, part = method.setting(shapes, Budget.parse(options.budget), total), method.part(module)
+    count = method.count(shapes, setting) if part is None else parameters(part)
+    config = method.config and method.config(shapes, setting)
+    bases = 0
+    for name, (m, n) in shapes.items():
+        if isinstance(config, SSVDConfig):
+            bases += (m + n) * config.rank_of(name, m, n)
+        elif isinstance(config, SVFTConfig):
+            bases += (m + n) * min(m, n)
+    trained = shapes if part is None else linear_shapes(module, _inside(module, names, part))
+    products = 0
+    for name, (m, n) in shapes.items():
+        here = max(1, round(tokens * TEXT_SHARE)) if ".decoder." in f".{name}" else tokens
+        products += 2 * here * m * n + (method.products((m, n), setting, here) if name in trained else 0)
+    updates = options.epochs * options.updates_per_epoch
+    return PlannedRun(
+        options.model,
+        method.name,
+        f"{method.unit}={setting:.4g}" if method.unit else "",
+        count,
+        updates,
+        updates * options.accumulation * options.batch_size,
+        BYTES * (total + bases + method.frozen_numbers(shapes, setting) + (4 if part is None else 3) * count),
+        2.0 * products * updates * options.accumulation,
+    )
 
 
 def plan_methods(

@@ -1,7 +1,6 @@
 """`ssvd benchmark`, and the grids that come with the package."""
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,10 @@ from rich.table import Table
 
 from ssvd_cli.errors import CommandError
 from ssvd_cli.options import Device, finite
+from ssvd_cli.shipped import named_file, shipped, shipped_file
 from ssvd_cli.terminal import Bars, console, prepare_for_training
+
+_GRIDS = "benchmark/grids"
 
 
 def benchmark(
@@ -59,7 +61,7 @@ def benchmark(
         return
     if destination is not None:
         raise CommandError(f"{destination} has no meaning without --copy; name one grid.")
-    file = _grid_file(grid)
+    file = named_file(grid, _GRIDS, "grid")
     from ssvd.benchmark.grid import read_grid
     from ssvd.benchmark.scheduler import run_benchmark
 
@@ -76,10 +78,7 @@ def benchmark(
 
 def shipped_grids() -> dict[str, Path]:
     """Return the files of the grids that come with the package, by name, without importing the package."""
-    spec = find_spec("ssvd")
-    assert spec is not None and spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / "benchmark" / "grids"
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return shipped(_GRIDS)
 
 
 def _print_grids() -> None:
@@ -91,23 +90,8 @@ def _print_grids() -> None:
     console.print(table)
 
 
-def _grid_file(grid: str) -> Path:
-    """Return the file of a grid: one of the user's, or else one of the package."""
-    file = Path(grid)
-    if file.exists() or file.suffix or len(file.parts) > 1:
-        return file  # a missing one is reported by its reader
-    return _shipped_grid(grid)
-
-
-def _shipped_grid(name: str) -> Path:
-    grids = shipped_grids()
-    if name not in grids:
-        raise CommandError(f"There is no grid {name!r}; the package has {', '.join(grids)}.")
-    return grids[name]
-
-
 def _copy_grid(name: str, destination: Path | None) -> None:
-    source, target = _shipped_grid(name), destination or Path()
+    source, target = shipped_file(name, _GRIDS, "grid"), destination or Path()
     if target.is_dir():
         target = target / source.name
     if target.exists():

@@ -1,6 +1,7 @@
 """`ssvd plan`."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,12 +9,18 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from ssvd_cli.errors import CommandError
 from ssvd_cli.options import LARGEST, Budget, Json
+from ssvd_cli.recipes import read_options
 from ssvd_cli.terminal import console, in_bytes
+
+_SPEED = 1e14  # operations a second: between a consumer's and a data centre's GPU of 2022, in bf16
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, config.json or hub name; the weights are not read.")],
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint folder, config.json or hub name; the weights are not read.")
+    ] = None,
     budget: Budget = "p=0.4",
     layers: Annotated[
         list[str],
@@ -25,9 +32,21 @@ def plan(
     tokens: Annotated[
         int, typer.Option(min=1, max=LARGEST, help="Number of tokens per training step, for counting operations.")
     ] = 8000,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Plan the run of these options instead: a YAML file, or a recipe that ssvd adapt --list shows.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what each method would train at a budget, and at what cost."""
+    if config is not None:
+        _plan_run(config, model, tokens, as_json)
+        return
+    if model is None:
+        raise CommandError("Name a model: ssvd plan MODEL.")
     from ssvd.plan import plan_methods
 
     planned = plan_methods(model, budget, tokens, layers)
@@ -52,3 +71,27 @@ def plan(
     for row in planned.methods:
         if row.reason is not None:
             console.print(f"Left out: {escape(row.reason)}", highlight=False)
+
+
+def _plan_run(config: Path, model: str | None, tokens: int, as_json: bool) -> None:
+    from ssvd.plan import plan_run
+    from ssvd.training.options import checked_options
+
+    stated = read_options(config)
+    given = {"train": ["train"]} | stated | ({"model": model} if model else {})
+    planned = plan_run(checked_options(given, f"{config}: "), tokens)
+    if as_json:
+        print(json.dumps(planned.as_dict(), indent=2))
+        return
+    hours = planned.operations / _SPEED / 3600
+    table = Table(show_header=False, box=box.SIMPLE, title=f"{planned.model}: {planned.method} {planned.setting}")
+    table.add_row("trained parameters", f"{planned.trainable_parameters:,}")
+    table.add_row("updates", f"{planned.updates:,}, of {planned.utterances:,} utterances in all")
+    table.add_row("memory without activations", in_bytes(planned.memory_bytes))
+    table.add_row("operations", f"{planned.operations:.2g}: {hours:.1f} h at a sustained {_SPEED / 1e12:.0f} TFLOP/s")
+    console.print(table)
+    console.print(
+        f"Of the adapted layers, with {tokens:,} tokens per batch in the encoder. Activations, attention, convolutions "
+        "and the decoding of the dev utterances come on top. Float32.",
+        style="dim",
+    )
