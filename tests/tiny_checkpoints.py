@@ -22,6 +22,9 @@ from transformers import (
     GlmAsrProcessor,
     MoonshineConfig,
     MoonshineForConditionalGeneration,
+    MoonshineStreamingConfig,
+    MoonshineStreamingForConditionalGeneration,
+    MoonshineStreamingProcessor,
     ParakeetFeatureExtractor,
     PreTrainedTokenizerFast,
     Qwen2AudioConfig,
@@ -158,6 +161,28 @@ def moonshine(folder: Path) -> tuple[Any, Any]:
     return MoonshineForConditionalGeneration(config), Wav2Vec2Processor(features, tokenizer)
 
 
+def moonshine_streaming(folder: Path) -> tuple[Any, Any]:
+    tokenizer = character_tokenizer(["<unk>", "<s>", "</s>", "<pad>"])
+    encoder = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    encoder |= {"num_key_value_heads": 2, "sliding_windows": [[16, 4], [16, 0]]}
+    config = MoonshineStreamingConfig(
+        encoder_config=encoder,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=3,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    features = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    return MoonshineStreamingForConditionalGeneration(config), MoonshineStreamingProcessor(features, tokenizer)
+
+
 def canary(folder: Path) -> tuple[Any, Any]:
     tokenizer = character_tokenizer(["<unk>", "<pad>", "<s>", "</s>", *PROMPT])
     ids = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
@@ -224,7 +249,8 @@ def speech_to_text(folder: Path) -> tuple[Any, Any]:
 
 
 FAMILIES: dict[str, Callable[[Path], tuple[Any, Any]]] = {
-    make.__name__: make for make in (qwen3_asr, glmasr, qwen2_audio, moonshine, canary, cohere_asr, speech_to_text)
+    make.__name__: make
+    for make in (qwen3_asr, glmasr, qwen2_audio, moonshine, moonshine_streaming, canary, cohere_asr, speech_to_text)
 }
 
 

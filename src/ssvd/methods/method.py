@@ -176,6 +176,9 @@ def encoder(module: nn.Module) -> nn.Module:
     has_decoder = getattr(module, "decoder", None) is not None or (
         hasattr(module, "get_decoder") and getattr(module.config, "is_encoder_decoder", False)
     )
+    audio_tower = getattr(getattr(module, "model", None), "audio_tower", None)
+    if isinstance(audio_tower, nn.Module):  # before a language model
+        return audio_tower
     if not has_decoder:
         raise UserError("The model has no decoder beside its encoder: use the method 'full'.")
     if isinstance(module, PreTrainedModel):

@@ -180,6 +180,13 @@ FAMILIES: Mapping[str, Family] = {
         "three convolutions",
         f"reads samples, so there are no features to mask; {_ALONE}",
     ),
+    "moonshine_streaming": _writes(
+        "Moonshine streaming",
+        "encoder and decoder",
+        "UsefulSensors/moonshine-streaming-tiny, -small and -medium",
+        "two convolutions",
+        f"reads samples, so there are no features to mask; {_ALONE}",
+    ),
     "canary": _writes(
         "Canary",
         "encoder and decoder",
@@ -204,6 +211,8 @@ FAMILIES: Mapping[str, Family] = {
 }
 """The supported families of Transformers by `model_type`."""
 
+_UNTRIED = "nobody has tried it here; ask for it"
+_TRANSLATES = "it is made to translate, with a vocabulary of many languages and a part that speaks"
 _SAME_ENCODER = "take the checkpoint of the same encoder with a CTC head"
 
 REFUSED: Mapping[str, Refused] = {
@@ -235,6 +244,55 @@ REFUSED: Mapping[str, Refused] = {
         "its features need torchaudio, which this package does without",
         "parakeet_ctc",
     ),
+    "granite_speech": Refused(
+        "Granite Speech",
+        "language-model decoder",
+        "its features need torchaudio, which this package does without",
+        "qwen3_asr",
+    ),
+    "granite_speech_plus": Refused(
+        "Granite Speech Plus",
+        "language-model decoder",
+        "its features need torchaudio, which this package does without",
+        "qwen3_asr",
+    ),
+    "voxtral": Refused(
+        "Voxtral",
+        "language-model decoder",
+        "its prompt needs mistral-common, which this package does without",
+        "qwen3_asr",
+    ),
+    "voxtral_realtime": Refused(
+        "Voxtral Realtime",
+        "language-model decoder",
+        "it writes while it listens, so text and audio must be aligned to be trained on",
+        "qwen3_asr",
+    ),
+    "kyutai_speech_to_text": Refused(
+        "Kyutai speech-to-text",
+        "language-model decoder",
+        "it writes while it listens, so text and audio must be aligned to be trained on",
+        "qwen3_asr",
+    ),
+    "fun_asr_nano": Refused("Fun-ASR-Nano", "language-model decoder", _UNTRIED, "qwen3_asr"),
+    "audioflamingo3": Refused("Audio Flamingo 3", "language-model decoder", _UNTRIED, "qwen2_audio"),
+    "moss_transcribe_diarize": Refused("MOSS Transcribe", "language-model decoder", _UNTRIED, "qwen3_asr"),
+    "phi4_multimodal": Refused("Phi-4 multimodal", "language-model decoder", _UNTRIED, "qwen2_audio"),
+    "vibevoice_asr": Refused(
+        "VibeVoice-ASR",
+        "language-model decoder",
+        "it writes who speaks when beside the words, which corpora of utterances do not state",
+        "qwen3_asr",
+    ),
+    "seamless_m4t": Refused("SeamlessM4T", "encoder and decoder", _TRANSLATES, "canary"),
+    "seamless_m4t_v2": Refused("SeamlessM4T v2", "encoder and decoder", _TRANSLATES, "canary"),
+    "speecht5": Refused("SpeechT5", "encoder and decoder", _UNTRIED, "speech_to_text"),
+    "speech-encoder-decoder": Refused(
+        "an encoder and a decoder of any two families", "encoder and decoder", _UNTRIED, "speech_to_text"
+    ),
+    "dia": Refused("Dia", "encoder and decoder", "it speaks and does not listen", "whisper"),
+    "vibevoice": Refused("VibeVoice", "language-model decoder", "it speaks and does not listen", "qwen3_asr"),
+    "pop2piano": Refused("Pop2Piano", "encoder and decoder", "it writes notes, not words", "whisper"),
 }
 """The families of Transformers that are known and refused, by `model_type`."""
 
