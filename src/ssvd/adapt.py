@@ -27,6 +27,7 @@ from ssvd.processes import was_interrupted
 from ssvd.recognisers.layers import DECODER, ENCODER, USUAL_GROUPS
 from ssvd.recognisers.loading import Recogniser, load_model
 from ssvd.recognisers.spec_augment import SpecAugment
+from ssvd.recognisers.vocabulary import VOCABULARY, Vocabulary
 from ssvd.training.augmentation import Augmenter
 from ssvd.training.base_fingerprint import base_fingerprint
 from ssvd.training.data import list_skipped, read_data, store_data, stored_data
@@ -34,7 +35,7 @@ from ssvd.training.module import Adaptation
 from ssvd.training.options import changed_options, checked_options
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.results import Epoch, RunResult
-from ssvd.training.run_folder import BASE, read_config
+from ssvd.training.run_folder import BASE, read_config, vocabulary_of
 from ssvd.training.scale_choice import choose_scale, read_kept
 from ssvd.training.trainer import build_trainer
 from ssvd_options import AdaptOptions
@@ -77,7 +78,8 @@ def adapt(options: AdaptOptions | None, run: Path, *, resume: bool = False, prog
 def _fine_tune(options: AdaptOptions, run: Path, progress: Progress) -> RunResult:
     """Fine-tune a recogniser in a folder that no other process uses, from its last state where there is one."""
     last = run / "checkpoints" / "last.ckpt"
-    speech = load_model(options.model, window=options.window, language=options.language)
+    vocabulary = vocabulary_of(run) or (Vocabulary.read(options.vocabulary) if options.vocabulary else None)
+    speech = load_model(options.model, window=options.window, language=options.language, vocabulary=vocabulary)
     layers = speech.adaptable_layers(options.layers)
     _check_budget(speech, layers, options)
     augmenter = Augmenter(options.augment, sampling_rate=speech.sampling_rate, window=speech.window, seed=options.seed)
@@ -93,6 +95,8 @@ def _fine_tune(options: AdaptOptions, run: Path, progress: Progress) -> RunResul
             (run / "data").mkdir(parents=True, exist_ok=True)
             write_whole(run / "config.yaml", yaml.safe_dump(options.model_dump(), sort_keys=False))
             write_json(run / BASE, base)
+            if vocabulary is not None:
+                vocabulary.write(run / VOCABULARY)
             list_skipped(run, data.skipped, progress)
             trainer.validate(training, verbose=False)
             training.write_texts_in_style()
@@ -143,7 +147,12 @@ def _make_trainable(speech: Recogniser, layers: list[str], options: AdaptOptions
     """Add the method's adapter to the recogniser's network; the seed determines its random start."""
     torch.manual_seed(options.seed)
     speech.module = apply_method(
-        speech.module, options.method, layers, Budget.parse(options.budget), options.also_train, options.token_stride
+        speech.module,
+        options.method,
+        layers,
+        Budget.parse(options.budget),
+        [*options.also_train, *speech.untrained],
+        options.token_stride,
     )
     speech.spec_augment = SpecAugment() if options.spec_augment else None
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ssvd.errors import UserError
 from ssvd.files import check_new, whole_folder, write_json, write_whole
-from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.recognisers.loading import Recogniser
+from ssvd.recognisers.vocabulary import VOCABULARY
 from ssvd.training.adapter_file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, bind_adapter
 from ssvd.training.base_fingerprint import base_fingerprint
 from ssvd.training.interpolation import copied_weights, merge_adapter, scale_of, set_weights
@@ -25,7 +26,9 @@ from ssvd.training.run_folder import (
     check_run,
     has_own_model,
     load_adapted,
+    load_base,
     stated_options,
+    vocabulary_of,
 )
 
 Averaged = Literal["cores", "weights"]
@@ -62,7 +65,7 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
     for first, second in pairwise(runs):
         _check_alike(first, second)
     options = stated_options(runs[0])
-    speech = load_model(model, window=options.get("window"), language=options.get("language"))
+    speech = load_base(model, runs[0], window=options.get("window"), language=options.get("language"))
     base = base_fingerprint(speech.module)
     for run in runs:
         check_run(run, speech.module, model)
@@ -77,6 +80,8 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
     with whole_folder(out) as folder:
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         write_json(folder / BASE, base)
+        if speech.vocabulary is not None:
+            speech.vocabulary.write(folder / VOCABULARY)
         if of == "cores":
             _average_cores(runs, folder / "adapter")
             bind_adapter(folder / "adapter", folder / BASE, public_name(str(model)))
@@ -100,6 +105,8 @@ def _check_alike(first: str | Path, second: str | Path) -> None:
 def _settings(run: str | Path) -> dict[str, Any]:
     """Return what decides the meaning of a run's parameters."""
     options = {name: value for name, value in stated_options(run).items() if name in ("window", "language")}
+    if (vocabulary := vocabulary_of(run)) is not None:
+        options["symbols"] = vocabulary.symbols
     if has_own_model(run):
         return {"peft_type": "full fine-tuning"} | options
     config = json.loads((adapter_folder(run) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -131,7 +138,9 @@ def _average_cores(runs: Sequence[str | Path], folder: Path) -> None:
     ]  # older ones lack the variant
     averaged = {name: _mean_or_same(name, [adapter[name] for adapter in adapters], runs) for name in names}
     folder.mkdir()
-    shutil.copy(adapter_folder(runs[0]) / ADAPTER_CONFIG, folder)
+    for file in (ADAPTER_CONFIG, VOCABULARY):
+        if (adapter_folder(runs[0]) / file).is_file():
+            shutil.copy(adapter_folder(runs[0]) / file, folder)
     save_file(averaged, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 

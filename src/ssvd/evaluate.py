@@ -1,7 +1,7 @@
 """Decode corpora with a base model and with adapted ones, score the texts, and break the scores down."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from ssvd.errors import UserError
 from ssvd.files import write_json, write_json_lines
 from ssvd.hardware import pick_device
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
-from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.recognisers.loading import Recogniser
 from ssvd.scoring import Comparison, Score, compare, score, score_by, usual_normaliser
 from ssvd.scoring import normaliser as find_normaliser
 from ssvd.scoring.word_errors import WordErrors, word_errors
 from ssvd.training.batches import by_length
 from ssvd.training.interpolation import scale_of
 from ssvd.training.progress import SILENT, Progress
-from ssvd.training.run_folder import check_run, load_adapted, stated_options
+from ssvd.training.run_folder import check_run, load_adapted, load_base, stated_options, vocabulary_of
 
 BASE = "base"
 LISTED_ERRORS = 50  # of each kind, in JSON
@@ -81,11 +81,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """The texts of a system on a corpus, the seconds that they took, the model's language, and how it decoded."""
+    """The texts of a system on a corpus, the seconds that they took, what the model writes, and how it decoded."""
 
     transcripts: list[Transcript]
     seconds: float
     language: str | None
+    phones: Callable[[str], list[str]] | None
     settings: dict[str, Any]
 
     @property
@@ -230,7 +231,8 @@ def _systems(
     """Load the base model and each adapter on it, one at a time, once all adapters are checked."""
     first = stated_options(adapters[0]) if adapters else {}
     window, language = window or first.get("window"), language or first.get("language")
-    speech = load_model(model, window=window, language=language)
+    _check_vocabularies(adapters)
+    speech = load_base(model, adapters[0] if adapters else None, window=window, language=language)
     for adapter in adapters:
         check_run(adapter, speech.module, model)
     window = speech.window  # so that the systems differ in nothing but the adapter
@@ -239,6 +241,15 @@ def _systems(
     for adapter in adapters:
         name = str(adapter)
         yield name, load_adapted(model, adapter, window=window, language=language, scale=scales[name])
+
+
+def _check_vocabularies(adapters: Sequence[str | Path]) -> None:
+    """Refuse adapters whose heads write different symbols: the base model has one head."""
+    vocabularies = [vocabulary_of(adapter) for adapter in adapters]
+    symbols = [None if vocabulary is None else vocabulary.symbols for vocabulary in vocabularies]
+    for adapter, own in zip(adapters, symbols, strict=True):
+        if own != symbols[0]:
+            raise UserError(f"{adapter} and {adapters[0]} write different symbols: evaluate them one at a time.")
 
 
 def _decoded(
@@ -251,7 +262,7 @@ def _decoded(
         transcripts.append(transcript)
         progress.advance(f"{system} on {test_set.name}", len(transcripts), len(test_set.cuts))
     settings = decoding.as_dict(has_fallback=speech.has_fallback)
-    return _Decoded(transcripts, time.monotonic() - started, speech.language, settings)
+    return _Decoded(transcripts, time.monotonic() - started, speech.language, speech.phones, settings)
 
 
 def _scored(test_set: _TestSet, system: str, scale: float, by: Sequence[str], normaliser: str | None) -> Evaluation:
@@ -260,7 +271,8 @@ def _scored(test_set: _TestSet, system: str, scale: float, by: Sequence[str], no
     references = [field_value(cut, "text") for cut in cuts]
     speakers = [field_value(cut, "speaker") for cut in cuts]
     if normaliser is None:
-        normaliser = usual_normaliser(common_language(CutSet.from_cuts(cuts)) or base.language)
+        language = common_language(CutSet.from_cuts(cuts)) or base.language
+        normaliser = usual_normaliser(language, of_phones=base.phones is not None)
     without_fallback = comparison = None
     if base.settings["fallback"]:
         without_fallback = score(references, decoded.first_texts, speakers=speakers, normaliser=normaliser)
@@ -272,9 +284,9 @@ def _scored(test_set: _TestSet, system: str, scale: float, by: Sequence[str], no
         system=system,
         scale=scale,
         normaliser=normaliser,
-        score=score(references, decoded.texts, speakers=speakers, normaliser=normaliser),
+        score=score(references, decoded.texts, speakers=speakers, normaliser=normaliser, phones=base.phones),
         without_fallback=without_fallback,
-        groups={grouping: score_by(records, grouping, normaliser=normaliser) for grouping in by},
+        groups={grouping: score_by(records, grouping, normaliser=normaliser, phones=base.phones) for grouping in by},
         word_errors=word_errors(references, decoded.texts, normaliser=normaliser),
         comparison=comparison,
         seconds=decoded.seconds,

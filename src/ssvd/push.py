@@ -18,6 +18,7 @@ from ssvd.errors import UserError
 from ssvd.evaluate import BASE
 from ssvd.files import write_json
 from ssvd.merge import merge
+from ssvd.recognisers.vocabulary import VOCABULARY
 from ssvd.training.interpolation import scale_of
 from ssvd.training.run_folder import adapter_folder, has_own_model, stated_options
 
@@ -137,7 +138,9 @@ def _rows_of(results: Path, run: str | Path) -> list[Mapping[str, Any]]:
 
 def _copy_adapter(adapter: Path, folder: Path, base_model: str) -> None:
     folder.mkdir()
-    shutil.copy(adapter / SAFETENSORS_WEIGHTS_NAME, folder)
+    for name in (SAFETENSORS_WEIGHTS_NAME, VOCABULARY):
+        if (adapter / name).is_file():
+            shutil.copy(adapter / name, folder)
     write_json(folder / CONFIG_NAME, read_json(adapter / CONFIG_NAME) | {"base_model_name_or_path": base_model})
 
 

@@ -21,6 +21,7 @@ from ssvd_options.adapt import AdaptOptions
         "dev": "CORPUS",
         "where": "CONDITION",
         "also_train": "NAME",
+        "vocabulary": "FILE",
         "augment": "KIND=RANGE",
         "keep": "CORPUS:POINTS",
     },

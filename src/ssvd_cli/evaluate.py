@@ -99,14 +99,16 @@ def evaluate(
     list_skipped(skipped)
 
 
-_COLUMNS = "corpus", "system", "utt.", "words", "WER", "95 %", "no fallback", "sub/del/ins", "CER", "change, 95 %, p"
+_COLUMNS = "corpus", "system", "utt.", "words", "WER", "95 %", "no fallback", "sub/del/ins", "CER"
 
 
 def _scores(evaluations: "list[Evaluation]") -> Table:
     from ssvd.corpora.sources import short_names
     from ssvd.evaluate import BASE
 
-    table = Table(*_COLUMNS, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    has_phones = any(evaluation.score.per is not None for evaluation in evaluations)
+    columns = [*_COLUMNS, *(["PER"] if has_phones else []), "change, 95 %, p"]
+    table = Table(*columns, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     runs = list(dict.fromkeys(evaluation.system for evaluation in evaluations if evaluation.system != BASE))
     names = {BASE: BASE} | dict(zip(runs, short_names(runs, "adapters"), strict=True))
     for evaluation in evaluations:
@@ -148,6 +150,7 @@ def _cells(score: "Score", without_fallback: str, change: str) -> tuple[str, ...
         without_fallback,
         f"{score.substitutions}/{score.deletions}/{score.insertions}",
         f"{score.cer:.1%}",
+        *([] if score.per is None else [f"{score.per:.1%}"]),
         change,
     )
 

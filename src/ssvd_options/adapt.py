@@ -53,6 +53,11 @@ class AdaptOptions(BaseModel):
     also_train: list[str] = Field(
         [], description="Name of further modules to train in full beside the adapter, such as 'layer_norm'."
     )
+    vocabulary: str | None = Field(
+        None,
+        description="File of other symbols to write, such as phones, one a line: a new CTC head is trained beside the "
+        "adapter.",
+    )
     window: float | None = Field(
         None, description="Length of the model's input in seconds; by default, the model's own (30 for Whisper)."
     )

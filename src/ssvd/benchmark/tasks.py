@@ -39,6 +39,7 @@ from ssvd.methods import Budget, linear_shapes, parameters
 from ssvd.recognisers.decoding import Decoding, Fallback, Transcript
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import Recogniser, load_model, load_outline
+from ssvd.recognisers.vocabulary import Vocabulary
 from ssvd.scoring import score, score_by, usual_normaliser
 from ssvd.training.batches import by_length
 from ssvd.training.options import changed_options, checked_options
@@ -297,7 +298,9 @@ def _load_tested(grid: Grid, out: Path, task: Task, device: torch.device, scale:
     checkpoint = grid.checkpoint(task.group.model)
     window, language = grid.training.get("window"), grid.training.get("language")
     if task.chosen is None:
-        speech = load_model(checkpoint, window=window, language=language)
+        file = grid.training.get("vocabulary")
+        vocabulary = Vocabulary.read(file) if file else None
+        speech = load_model(checkpoint, window=window, language=language, vocabulary=vocabulary)
     else:
         run = run_folder(out, Task(task.group, task.seed, task.chosen))
         speech = load_adapted(checkpoint, run, window=window, language=language, scale=scale)

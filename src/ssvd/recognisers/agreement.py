@@ -21,6 +21,7 @@ from transformers import (
     SeamlessM4TFeatureExtractor,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
+    Wav2Vec2PhonemeCTCTokenizer,
     WhisperFeatureExtractor,
 )
 
@@ -278,11 +279,14 @@ def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any) -> 
     config = network.config
     kind = _EXTRACTORS.get(config.model_type, Wav2Vec2FeatureExtractor)
     _check_kind(checkpoint, "feature extractor", extractor, kind)
-    _check_kind(checkpoint, "tokenizer", tokenizer, Wav2Vec2CTCTokenizer, PreTrainedTokenizerFast)
+    kinds = Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer, PreTrainedTokenizerFast
+    _check_kind(checkpoint, "tokenizer", tokenizer, *kinds)
     blank = check_token(checkpoint, "the blank (pad_token_id)", config.pad_token_id, config.vocab_size)
     check_equal(checkpoint, "the blank", {"config.json": blank, "the tokenizer (pad_token)": tokenizer.pad_token_id})
     if isinstance(tokenizer, Wav2Vec2CTCTokenizer):
         _check_letters(checkpoint, config.vocab_size, tokenizer)
+    elif isinstance(tokenizer, Wav2Vec2PhonemeCTCTokenizer):
+        check_vocabulary(checkpoint, tokenizer.encoder, config.vocab_size, "vocab.json and tokenizer_config.json")
     else:
         check_vocabulary(checkpoint, tokenizer.get_vocab(), config.vocab_size, "tokenizer.json")
         tokenizer.encode(" a", add_special_tokens=False)  # a damaged one fails here

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from transformers import Wav2Vec2CTCTokenizer
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
 
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import MARK, letters_of
@@ -40,11 +40,15 @@ class Alphabet(ABC):
     def _encode(self, text: str) -> list[int] | None:
         """Return the tokens of a text; None if it has what they cannot write."""
 
+    def phones(self, text: str) -> list[str]:
+        """Return the symbols of a text, without the boundaries of words; what is none of them counts as one each."""
+        return text.split()
+
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text.
 
         Raises:
-            UserError: It is empty, or it has a character that the vocabulary lacks.
+            UserError: It is empty, or it has a character or symbol that the vocabulary lacks.
         """
         tokens = self._encode(text)
         if tokens is None:
@@ -91,9 +95,34 @@ class Letters(Alphabet):
         lower = self._tokenizer.do_lower_case
         return {token: letter.lower() if lower else letter for letter, token in self._letters.items()}
 
+    def phones(self, text: str) -> list[str]:
+        """Return the symbols of a text, the longest first, without the boundaries of words."""
+        return [symbol for symbol in self._letter.findall(self._written(text)) if not symbol.isspace()]
+
     def _encode(self, text: str) -> list[int] | None:
         letters = self._letter.findall(self._written(text))
         return [self._letters[letter] for letter in letters] if self._letters.keys() >= {*letters} else None
+
+
+class Phones(Alphabet):
+    """Symbols with blanks between them, such as phones."""
+
+    def _sayable(self) -> dict[int, str]:
+        special = {*self.special, ""}
+        return {
+            token: f" {symbol}"
+            for symbol, token in self._tokenizer.get_vocab().items()
+            if symbol not in special and not MARK.fullmatch(symbol)
+        }
+
+    def _encode(self, text: str) -> list[int] | None:
+        known = {symbol.strip(): token for token, symbol in self.symbols.items() if symbol}
+        if lacking := [symbol for symbol in text.split() if symbol not in known]:
+            raise UserError(
+                f"Its text has {lacking[0]!r}, which is no symbol of the vocabulary: correct the text ({text!r}), or "
+                "add the symbol."
+            )
+        return [known[symbol] for symbol in text.split()]
 
 
 class Pieces(Alphabet):
@@ -118,6 +147,8 @@ class Pieces(Alphabet):
 
 def alphabet_of(tokenizer: Any) -> Alphabet:
     """Return how a model with this tokenizer of Transformers writes."""
+    if isinstance(tokenizer, Wav2Vec2PhonemeCTCTokenizer):
+        return Phones(tokenizer)
     return Letters(tokenizer) if isinstance(tokenizer, Wav2Vec2CTCTokenizer) else Pieces(tokenizer)
 
 

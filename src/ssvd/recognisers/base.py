@@ -17,6 +17,7 @@ from ssvd.recognisers.agreement import MARK
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
 from ssvd.recognisers.layers import USUAL_GROUPS, LayerGroups, chosen_layers
 from ssvd.recognisers.spec_augment import SpecAugment
+from ssvd.recognisers.vocabulary import Vocabulary
 from ssvd.recognisers.words import Segment, TimedText
 
 Samples = NDArray[np.float32]
@@ -35,6 +36,9 @@ class Recogniser(ABC):
         window: The longest utterance that is read at once, in seconds.
         language: Code of the one language that it writes; None where that depends on the utterance.
         has_fallback: Whether decoding searches again for texts that repeat themselves; see `Fallback`.
+        vocabulary: The symbols of a new head, if it was given one; see `replace_vocabulary`.
+        untrained: Names of the layers in `module` that were put in and must be trained, such as a new head.
+        phones: What cuts a text into phones; None where the model does not write phones.
         checkpoint_format: The software whose format `save` writes.
     """
 
@@ -44,6 +48,9 @@ class Recogniser(ABC):
     window: float
     language: str | None
     has_fallback: bool = False
+    vocabulary: Vocabulary | None = None
+    untrained: tuple[str, ...] = ()
+    phones: Callable[[str], list[str]] | None = None
     checkpoint_format: Literal["transformers", "espnet"] = "transformers"
 
     @abstractmethod
@@ -90,6 +97,19 @@ class Recogniser(ABC):
     @abstractmethod
     def loading_code(name: str) -> str:
         """Return Python by which a PEFT user loads the checkpoint's network as `model`, for the cards of adapters."""
+
+    def replace_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Give the network, not yet wrapped, a head for other symbols, which must be trained.
+
+        All its weights are zero: before training, the model writes nothing.
+
+        Raises:
+            UserError: The family has no head that could be replaced.
+        """
+        raise UserError(
+            f"The symbols of {vocabulary.source} cannot be learnt by this model, which has no CTC head: choose one of "
+            "a family that has, such as wav2vec2, wavlm or parakeet_ctc."
+        )
 
     def check(self, cut: Cut) -> str | None:
         """Return why an utterance cannot be trained on, such as its length or its text, or None; reads no audio."""

@@ -1,5 +1,6 @@
 """Encoders with a CTC head, as `AutoModelForCTC` of Transformers has them; `families` lists them."""
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -17,7 +18,7 @@ from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import check_ctc, check_features, reading
-from ssvd.recognisers.alphabets import alphabet_of
+from ssvd.recognisers.alphabets import Phones, alphabet_of
 from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
@@ -30,6 +31,7 @@ from ssvd.recognisers.decoding import (
 from ssvd.recognisers.front_ends import front_end_of, output_frames
 from ssvd.recognisers.layers import ENCODER, LayerGroups, front_end_convolutions
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
+from ssvd.recognisers.vocabulary import Vocabulary
 from ssvd.recognisers.wavlm import call_projections
 from ssvd.recognisers.words import TimedText, words_of_frames
 
@@ -91,7 +93,7 @@ class Ctc(Recogniser):
         self.window = window or WINDOW
         self.language = language
         self._extractor, self._dtype = extractor, dtype
-        self._alphabet = alphabet_of(tokenizer)
+        self._set_tokenizer(tokenizer)
         self._front_end = front_end_of(extractor, module)
         self._own_masking: bool | None = getattr(module.config, "apply_spec_augment", None)
         self._masks_itself = hasattr(module.config, "mask_time_prob")
@@ -104,6 +106,22 @@ class Ctc(Recogniser):
             or module.config.model_type in _READS_PADDING
             or getattr(module.config, "feat_extract_norm", None) == "group"  # over time, padding included
         )
+
+    def _set_tokenizer(self, tokenizer: Any) -> None:
+        self._alphabet = alphabet_of(tokenizer)
+        self.phones = self._alphabet.phones if isinstance(self._alphabet, Phones) else None
+
+    def replace_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Give the network a head for other symbols; see `Recogniser`."""
+        tokenizer, name = vocabulary.tokenizer(), head_of(self.module)
+        head = copy.deepcopy(self.module.get_submodule(name))
+        for part, tensor in list(head.named_parameters()):
+            setattr(head, part, nn.Parameter(tensor.detach().new_zeros(len(tokenizer), *tensor.shape[1:])))
+        setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(tokenizer))
+        self.module.set_submodule(name, head)
+        self.module.config.vocab_size, self.module.config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+        self._set_tokenizer(tokenizer)
+        self.vocabulary, self.untrained, self.phones = vocabulary, (name,), self._alphabet.phones
 
     @classmethod
     def from_pretrained(

@@ -15,12 +15,18 @@ from ssvd.recognisers.espnet_checkpoint import Checkpoint, espnet_importable, fi
 from ssvd.recognisers.families import Loader, find_family
 from ssvd.recognisers.layers import USUAL_GROUPS, chosen_layers
 from ssvd.recognisers.transformers_checkpoint import read_json
+from ssvd.recognisers.vocabulary import Vocabulary
 
 __all__ = ["Recogniser", "load_check", "load_model", "load_outline"]
 
 
 def load_model(
-    name_or_path: str | Path, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
+    name_or_path: str | Path,
+    *,
+    window: float | None = None,
+    language: str | None = None,
+    task: str = "transcribe",
+    vocabulary: Vocabulary | None = None,
 ) -> Recogniser:
     """Load a recogniser in float32 and evaluation mode, from a checkpoint folder or the name of a model on the hub.
 
@@ -29,6 +35,7 @@ def load_model(
         window: Length of the input in seconds; None for the model's own.
         language: Name or code, of utterances that do not state theirs; models of one language ignore both.
         task: "transcribe", or "translate" (into English).
+        vocabulary: Symbols for a new head in the place of the checkpoint's; see `Recogniser.replace_vocabulary`.
 
     Raises:
         UserError: there is no such checkpoint, its family is not supported, it has no safetensors weights, or an option
@@ -38,10 +45,14 @@ def load_model(
     if (checkpoint := _espnet_checkpoint(name)) is not None:
         with espnet_importable():
             from ssvd.recognisers.owsm import load_owsm
-        return load_owsm(checkpoint, window=window, language=language, task=task)
-    family = _family(name)
-    transformers.utils.logging.disable_progress_bar()  # "Loading weights", gone before it is read
-    return family.from_pretrained(name, window=window, language=language, task=task)
+        speech: Recogniser = load_owsm(checkpoint, window=window, language=language, task=task)
+    else:
+        family = _family(name)
+        transformers.utils.logging.disable_progress_bar()  # "Loading weights", gone before it is read
+        speech = family.from_pretrained(name, window=window, language=language, task=task)
+    if vocabulary is not None:
+        speech.replace_vocabulary(vocabulary)
+    return speech
 
 
 def load_outline(name_or_path: str | Path, wanted: Sequence[str] = USUAL_GROUPS) -> tuple[nn.Module, list[str]]:
@@ -66,7 +77,11 @@ def load_outline(name_or_path: str | Path, wanted: Sequence[str] = USUAL_GROUPS)
 
 
 def load_check(
-    name_or_path: str | Path, *, window: float | None = None, language: str | None = None
+    name_or_path: str | Path,
+    *,
+    window: float | None = None,
+    language: str | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Callable[[Cut], str | None]:
     """Return `Recogniser.check` of a checkpoint, which says why a cut cannot be trained on.
 
@@ -75,8 +90,11 @@ def load_check(
     """
     name = str(name_or_path)
     if _espnet_checkpoint(name) is not None:
-        return load_model(name, window=window, language=language).check
-    return _family(name).without_weights(name, window=window, language=language).check
+        return load_model(name, window=window, language=language, vocabulary=vocabulary).check
+    speech = _family(name).without_weights(name, window=window, language=language)
+    if vocabulary is not None:
+        speech.replace_vocabulary(vocabulary)
+    return speech.check
 
 
 def _espnet_checkpoint(name: str) -> Checkpoint | None:

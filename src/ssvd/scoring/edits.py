@@ -1,7 +1,7 @@
 """Edit counts of the utterances that are scored, and the units that the bootstrap resamples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,8 @@ from ssvd.scoring.normalisers import normaliser
 
 Unit = Literal["speakers", "utterances"]
 """What the bootstrap resamples."""
+
+_PRIVATE = 0xF0000  # first of 65,534 characters that mean nothing
 
 _COLUMNS = {"substitute": 0, "delete": 1, "insert": 2}
 
@@ -104,6 +106,27 @@ class ScoredUtterances:
         if not self.references:
             return np.zeros((0, 4), dtype=np.int64)
         return _counts(jiwer.process_words(self.references, self.hypotheses[system]))
+
+    def phone_edits(self, phones: Callable[[str], list[str]], system: int = 0) -> NDArray[np.int64]:
+        """Count the substituted, deleted, inserted and reference phones: int array (utterances, 4).
+
+        Args:
+            phones: What cuts a text into phones.
+            system: Whose texts.
+        """
+        # Phones may have any characters: each becomes one of Unicode's private ones, which are compared as characters.
+        numbers: dict[str, str] = {}
+        coded = [
+            [
+                "".join(numbers.setdefault(phone, chr(_PRIVATE + len(numbers))) for phone in phones(text))
+                for text in texts
+            ]
+            for texts in (self.references, self.hypotheses[system])
+        ]
+        has_phones = [number for number, reference in enumerate(coded[0]) if reference]
+        if not has_phones:
+            return np.zeros((0, 4), dtype=np.int64)
+        return _counts(jiwer.process_characters(*([texts[number] for number in has_phones] for texts in coded)))
 
     def character_edits(self, system: int = 0) -> NDArray[np.int64]:
         """Count the substituted, deleted, inserted and reference characters: int array (utterances, 4)."""

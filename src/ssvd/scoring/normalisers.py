@@ -39,6 +39,11 @@ def normaliser(name: str) -> Callable[[str], str]:
     return lru_cache(maxsize=_CACHED_TEXTS)(lambda text: " ".join(normalise(text).split()))
 
 
-def usual_normaliser(language: str | None) -> str:
-    """Return the name of the usual normaliser for a language ("nl", "nl-BE", "Dutch"); None means several languages."""
+def usual_normaliser(language: str | None, *, of_phones: bool = False) -> str:
+    """Return the name of the usual normaliser for a language ("nl", "nl-BE", "Dutch"); None means several languages.
+
+    Texts of phones are not normalised.
+    """
+    if of_phones:
+        return "none"
     return _USUAL.get((language or "").partition("-")[0].lower(), "basic")

@@ -4,7 +4,7 @@ Rates are fractions, not percentages. Only texts are needed, no audio.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ class Score:
         resampled: Whether the bootstrap draws speakers or utterances.
         empty_references: Number of utterances that are left out because their normalised reference has no word; their
             hypotheses are not counted anywhere.
+        per: Phone error rate: substituted, deleted and inserted phones by those of the references; the boundaries of
+            words are none. None where texts are not cut into phones; NaN without phones.
     """
 
     utterances: int
@@ -47,10 +49,13 @@ class Score:
     speakers: int | None
     resampled: Unit
     empty_references: int
+    per: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields, ready for JSON: NaN becomes None."""
+        """Return the fields, ready for JSON: NaN becomes None; `per` is left out where it is None."""
         fields = asdict(self)
+        if self.per is None:
+            del fields["per"]
         return {
             name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()
         }
@@ -64,6 +69,7 @@ def score(
     utterances: Sequence[str] | None = None,
     trainings: Sequence[object] | None = None,
     normaliser: str = "none",
+    phones: Callable[[str], list[str]] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Score:
@@ -81,6 +87,7 @@ def score(
         trainings: The training that each hypothesis comes from, such as its seed; None if all come from one. With
             several, the interval resamples trainings too, independently of the speakers or utterances.
         normaliser: Name of the normaliser of both texts; see `ssvd.scoring.normaliser`.
+        phones: What cuts a text into phones, for the phone error rate.
         resamples: Number of draws of the bootstrap.
         seed: Random seed of the bootstrap.
 
@@ -91,6 +98,7 @@ def score(
     scored = ScoredUtterances.normalise(references, [hypotheses], speakers, utterances, trainings, normaliser)
     words = scored.word_edits()
     characters = scored.character_edits().sum(axis=0)
+    edits = None if phones is None else [int(count) for count in scored.phone_edits(phones).sum(axis=0)]
     substitutions, deletions, insertions, length = (int(count) for count in words.sum(axis=0))
     errors_and_words = np.stack([words[:, :3].sum(axis=1), words[:, 3]], axis=1)
     sums = resample(errors_and_words, scored.units, scored.trainings, resamples, seed)
@@ -106,6 +114,7 @@ def score(
         speakers=scored.speakers,
         resampled=scored.resampled,
         empty_references=scored.empty_references,
+        per=None if edits is None else error_rate(sum(edits[:3]), edits[3]),
     )
 
 
@@ -115,6 +124,7 @@ def score_by(
     *,
     trainings: Sequence[object] | None = None,
     normaliser: str = "none",
+    phones: Callable[[str], list[str]] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Score]:
@@ -127,6 +137,7 @@ def score_by(
             counts as "(other)".
         trainings: As in `score`, one for each record.
         normaliser: As in `score`.
+        phones: As in `score`.
         resamples: As in `score`.
         seed: As in `score`.
 
@@ -152,6 +163,7 @@ def score_by(
             utterances=[record["id"] for record, _ in groups[label]] if named else None,
             trainings=[training for _, training in groups[label]],
             normaliser=normaliser,
+            phones=phones,
             resamples=resamples,
             seed=seed,
         )

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from ssvd.documents import read_json
 from ssvd.errors import shortened
 from ssvd.methods import show_geometry
+from ssvd.recognisers.vocabulary import VOCABULARY, Vocabulary
 
 Result = TypeVar("Result")
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-_CONFIG_DIGEST, _BASE_DIGEST = "ssvd_config", "ssvd_base"  # keys of the metadata
+_CONFIG_DIGEST, _BASE_DIGEST, _VOCABULARY_DIGEST = "ssvd_config", "ssvd_base", "ssvd_vocabulary"  # of the metadata
 # Fields of a configuration that do not change the function of the adapter.
 _FREE_FIELDS = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 # Tensors that adapters of former versions lack.
@@ -56,6 +57,8 @@ def bind_adapter(folder: Path, base: Path, model: str) -> None:
     config["base_model_name_or_path"] = model
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     metadata = {"format": "pt", _CONFIG_DIGEST: _config_digest(config), _BASE_DIGEST: _digest(read_json(base))}
+    if (folder / VOCABULARY).is_file():
+        metadata[_VOCABULARY_DIGEST] = _vocabulary_digest(folder)
     weights = folder / ADAPTER_WEIGHTS
     save_file(load_file(weights), weights, metadata)
 
@@ -82,6 +85,9 @@ def check_adapter(module: nn.Module, folder: Path) -> None:
         raise ValueError(
             f"its {ADAPTER_CONFIG} is not the one that it was trained with; copy both files from the same run"
         )
+    symbols = _metadata(folder).get(_VOCABULARY_DIGEST)
+    if symbols is not None and symbols != _vocabulary_digest(folder):
+        raise ValueError(f"its {VOCABULARY} is not the one that it was trained with; copy all its files again")
     expected = _expected_tensors(module, folder)
     _check_header(folder / ADAPTER_WEIGHTS, expected)
     _check_values(folder / ADAPTER_WEIGHTS, module)
@@ -116,6 +122,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _config_digest(config: Mapping[str, Any]) -> str:
     return _digest({name: value for name, value in config.items() if name not in _FREE_FIELDS})
+
+
+def _vocabulary_digest(folder: Path) -> str | None:
+    file = folder / VOCABULARY
+    return _digest(Vocabulary.read(file).symbols) if file.is_file() else None
 
 
 def _digest(value: Any) -> str:

@@ -9,6 +9,7 @@ from peft import PeftModel
 
 from ssvd.methods import trainable_parameters
 from ssvd.recognisers.loading import Recogniser
+from ssvd.recognisers.vocabulary import VOCABULARY
 from ssvd.training.results import Epoch
 from ssvd_options import AdaptOptions
 
@@ -69,10 +70,20 @@ The epoch was chosen on these utterances, so the second figure is optimistic; me
 
 ```python
 {registration}from peft import PeftModel
-{speech.loading_code(model)}
+{_loading_code(speech, model)}
 model = PeftModel.from_pretrained(model, "adapter")
 ```
 """
+
+
+def _loading_code(speech: Recogniser, model: str) -> str:
+    if speech.vocabulary is None:
+        return speech.loading_code(model)
+    return f'''from ssvd import load_model
+from ssvd.recognisers.vocabulary import Vocabulary
+
+vocabulary = Vocabulary.read("adapter/{VOCABULARY}")  # of a new head, which the adapter brings
+model = load_model("{model}", vocabulary=vocabulary).module'''
 
 
 def public_name(name: str) -> str:

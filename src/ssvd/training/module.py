@@ -22,6 +22,7 @@ from ssvd.hardware import pick_device
 from ssvd.methods import find_method
 from ssvd.recognisers.decoding import Decoding, Fallback
 from ssvd.recognisers.loading import Recogniser
+from ssvd.recognisers.vocabulary import VOCABULARY
 from ssvd.scoring import Score, score, usual_normaliser
 from ssvd.training.adapter_file import bind_adapter
 from ssvd.training.augmentation import Augmenter
@@ -79,8 +80,9 @@ class Adaptation(lightning.LightningModule):
         self.progress, self.learning_rate = progress, learning_rate
         self.decoding = Decoding(options.beams, fallback=Fallback() if options.fallback else None)
         language = common_language(CutSet.from_cuts(data.dev)) or speech.language
-        self.normaliser = options.normaliser or usual_normaliser(language)
-        self.text_style: str = options.text_style
+        self.normaliser = options.normaliser or usual_normaliser(language, of_phones=speech.phones is not None)
+        has_other_symbols = speech.vocabulary is not None and options.text_style == "auto"
+        self.text_style: str = "keep" if has_other_symbols else options.text_style
         self.series: list[Epoch] = []
         self.seconds = 0.0
         self._losses: list[torch.Tensor] = []
@@ -239,7 +241,10 @@ class Adaptation(lightning.LightningModule):
         if not isinstance(self.network, PeftModel):
             self.speech.save(folder)
             return
-        self.network.save_pretrained(str(folder))
+        # PEFT would ask for them if the head is new.
+        self.network.save_pretrained(str(folder), save_embedding_layers=False)
+        if self.speech.vocabulary is not None:
+            self.speech.vocabulary.write(folder / VOCABULARY)
         bind_adapter(folder, self.run_folder / BASE, public_name(self.options.model))
         card = model_card(
             self.speech,
@@ -271,6 +276,8 @@ class Adaptation(lightning.LightningModule):
 
     def _is_out_of_patience(self) -> bool:
         errors = [epoch.dev_wer for epoch in self.series if epoch.epoch > 0]
+        if self.speech.untrained and min(errors, default=1.0) >= self.series[0].dev_wer:
+            return False  # a new head of CTC writes nothing for a while
         return bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= self.options.patience
 
     # -- checkpoints

@@ -118,6 +118,10 @@ def _existing_path(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else model
 
 
+def _vocabulary(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
+
+
 def _absolute_paths(corpora: Sequence[str]) -> list[str]:
     return [path if Source.parse(path) else str(Path(path).resolve()) for path in corpora]
 
@@ -167,6 +171,7 @@ _CHECKS: Mapping[str, Callable[..., object]] = {
     "method": _method,
     "budget": _budget,
     "layers": _layers,
+    "vocabulary": _vocabulary,
     "normaliser": _normaliser,
     "keep": _kept,
     "augment": _augmentations,

@@ -3,6 +3,7 @@
 config.yaml         the options, enough to repeat the run
 data/               the utterances as trained on and scored (Lhotse cuts), and skipped.jsonl
 adapter/            the best adapter (a PEFT folder); model/ instead after full fine-tuning
+vocabulary.txt      the symbols of a new head, if it has one; in adapter/ too
 base.json           fingerprint of the base model's weights, by which another one is refused
 checkpoints/        the last state, from which the run is resumed
 scale.json          the scale that was chosen for the adapter, if one was
@@ -28,6 +29,7 @@ from torch import nn
 from ssvd.documents import checked, read_json, read_yaml
 from ssvd.errors import UserError
 from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.recognisers.vocabulary import VOCABULARY, Vocabulary
 from ssvd.training.adapter_file import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -103,6 +105,26 @@ def base_model_of(run: str | Path) -> str:
     return model
 
 
+def vocabulary_of(run: str | Path) -> Vocabulary | None:
+    """Return the symbols of the new head that a run or a PEFT adapter was trained with; None without one.
+
+    Raises:
+        UserError: The file of the symbols is damaged.
+    """
+    files = [Path(run) / VOCABULARY]
+    if not _is_run_folder(run) and not Path(run).exists() and (folder := _downloaded(str(run))) is not None:
+        files.append(folder / VOCABULARY)
+    return next((Vocabulary.read(file) for file in files if file.is_file()), None)
+
+
+def load_base(
+    model: str | Path, run: str | Path | None, *, window: float | None = None, language: str | None = None
+) -> Recogniser:
+    """Load the base model of a run: with a new head, all zero, where the run trained one; else as `load_model` does."""
+    vocabulary = None if run is None else vocabulary_of(run)
+    return load_model(model, window=window, language=language, vocabulary=vocabulary)
+
+
 def holds_model(run: Path) -> bool:
     """Return whether a run has an adapter, or after full fine-tuning a model, to decode with."""
     return (run / "model").is_dir() or (run / "adapter" / ADAPTER_CONFIG).is_file()
@@ -137,7 +159,7 @@ def _is_run_folder(run: str | Path) -> bool:
 def _downloaded(name: str) -> Path | None:
     """Return the folder of an adapter of that name on the hub; None where the hub gives none."""
     try:
-        return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
+        return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS, VOCABULARY]))
     except (HFValidationError, OSError):  # not a hub name; unknown or out of reach, which are kinds of OSError
         return None
 
@@ -170,7 +192,7 @@ def load_adapted(
     speech = _load_adapted(model, run, window, language)
     if scale != 1:
         merge_adapter(speech)
-        base = load_model(model, window=window, language=language).module
+        base = load_base(model, run, window=window, language=language).module
         set_weights(speech.module, interpolated(copied_weights(base), copied_weights(speech.module), scale))
     return speech
 
@@ -178,7 +200,7 @@ def load_adapted(
 def _load_adapted(model: str | Path, run: str | Path, window: float | None, language: str | None) -> Recogniser:
     if has_own_model(run):
         return load_model(Path(run) / "model", window=window, language=language)
-    speech = load_model(model, window=window, language=language)
+    speech = load_base(model, run, window=window, language=language)
     check_run(run, speech.module, model)
     with _reasons_in_words(run, model):
         speech.module = load_adapter(speech.module, adapter_folder(run))

@@ -16,14 +16,14 @@ from ssvd.errors import UserError
 from ssvd.files import write_json, write_whole
 from ssvd.hardware import pick_device
 from ssvd.recognisers.decoding import Decoding
-from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.recognisers.loading import Recogniser
 from ssvd.scoring import score, usual_normaliser
 from ssvd.training.batches import by_length
 from ssvd.training.data import sampled
 from ssvd.training.interpolation import SCALE_FILE, copied_weights, interpolated, merge_adapter, set_weights
 from ssvd.training.options import parse_kept
 from ssvd.training.progress import Progress
-from ssvd.training.run_folder import load_adapted
+from ssvd.training.run_folder import load_adapted, load_base
 from ssvd_options import AdaptOptions
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -83,7 +83,7 @@ def choose_scale(
         decoding: Settings of decoding.
         progress: What the choice reports to.
     """
-    speech = load_model(options.model, window=options.window, language=options.language)
+    speech = load_base(options.model, run, window=options.window, language=options.language)
     base = copied_weights(speech.module)
     adapted = load_adapted(options.model, run, window=options.window, language=options.language, scale=1)
     merge_adapter(adapted)
@@ -144,7 +144,7 @@ def _wer(speech: Recogniser, cuts: Sequence[Cut], decoding: Decoding, options: A
     for start in range(0, len(cuts), size):
         texts += speech.transcribe(speech.collate(cuts[start : start + size], text=False), decoding)
     language = common_language(CutSet.from_cuts(cuts)) or speech.language
-    normaliser = options.normaliser or usual_normaliser(language)
+    normaliser = options.normaliser or usual_normaliser(language, of_phones=speech.phones is not None)
     wer = score([field_value(cut, "text") for cut in cuts], texts, normaliser=normaliser, resamples=2).wer
     if math.isnan(wer):
         raise UserError("A corpus of keep has no words after normalisation: name another.")

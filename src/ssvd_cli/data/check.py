@@ -26,6 +26,9 @@ def check(
         typer.Option(callback=finite, help="Length of the model's input in seconds; by default, the model's own."),
     ] = None,
     language: Language = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Symbols of a new head that the checkpoint shall get.")
+    ] = None,
     audio: Annotated[bool, typer.Option(help="Decode all audio to its end.")] = True,
     shortest: Annotated[
         float, typer.Option(min=0, callback=finite, help="Report utterances shorter than this, in seconds.")
@@ -55,10 +58,12 @@ def check(
     load_fault, name = None, ""
     if model is not None:
         from ssvd.recognisers.loading import load_check
+        from ssvd.recognisers.vocabulary import Vocabulary
 
-        load_fault = partial(load_check, model, window=window, language=language)
+        symbols = None if vocabulary is None else Vocabulary.read(vocabulary)
+        load_fault = partial(load_check, model, window=window, language=language, vocabulary=symbols)
         load_fault()  # so that an unusable model is reported here, and not by a process of the check
-        name = json.dumps([model, window, language])
+        name = json.dumps([model, window, language, *([] if symbols is None else symbols.symbols)])
     limits = Limits(audio=audio, shortest=shortest, longest=longest, sampling_rate=rate)
     with Check(corpora, out, limits=limits, load_fault=load_fault, fault_name=name) as checking:
         list_notes(checking.notes)
