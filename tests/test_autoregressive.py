@@ -22,8 +22,12 @@ from ssvd.recognisers.spec_augment import SpecAugment
 from tiny_checkpoints import FAMILIES, write_checkpoint
 
 LANGUAGE_MODELS = ("qwen3_asr", "glmasr", "qwen2_audio")
-READS_SAMPLES = ("moonshine",)
-PADDING_SHOWS = ("moonshine", "speech_to_text")  # in the encoder of Transformers, so that rows are decoded alone
+READS_SAMPLES = ("moonshine", "moonshine_streaming")
+PADDING_SHOWS = (
+    "moonshine",
+    "moonshine_streaming",
+    "speech_to_text",
+)  # in the encoder of Transformers, so that rows are decoded alone
 RATE = 16_000
 SHORT = Decoding(max_new_tokens=8)
 
@@ -176,7 +180,8 @@ def test_the_layers_of_all_groups_change_what_is_heard(family, folders, cuts):
     speech = load_model(folders[family])
     groups, layers = speech.layer_groups(), speech.adaptable_layers(["all"])
     assert layers == list(groups) == load_outline(folders[family], ["all"])[1]
-    wanted = {"encoder", "decoder", "front-end"} | ({"projector"} if family in LANGUAGE_MODELS else set())
+    wanted = {"encoder", "decoder"} | ({"projector"} if family in LANGUAGE_MODELS else set())
+    wanted |= {"front-end"} if family != "moonshine_streaming" else set()
     assert {*groups.values()} == wanted
     assert not any(name in ("lm_head", "proj_out") or "embed_tokens" in name for name in groups)
     linear = {name for name, layer in speech.module.named_modules() if isinstance(layer, torch.nn.Linear)}

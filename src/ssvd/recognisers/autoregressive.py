@@ -36,6 +36,10 @@ WINDOW = 30.0  # seconds that are read at once: the networks know no limit but m
 _SHORTEST = 0.1  # seconds: shorter audio is padded with silence, of which every front end makes a frame
 _TOKENS_PER_SECOND = 30  # faster than anyone speaks, in the scripts that take several tokens a syllable too
 _SPARE_TOKENS = 16
+_REMEDY = (
+    "copy tokenizer.json, tokenizer_config.json, processor_config.json, preprocessor_config.json and "
+    "chat_template.jinja, those that there are, from the model that it comes from"
+)
 
 
 class PromptedBatch(NamedTuple):
@@ -146,10 +150,7 @@ class Autoregressive(Recogniser):
         """Load float32 weights (from safetensors files only) and processor; see `load_model`."""
         outline, _ = cls.outline(name)
         module, dtype = load_network(cls.auto_class, name, outline)
-        processor = load_processor(name)
-        speech = cls(module, processor, window=window, language=language, task=task, dtype=dtype)
-        speech._check_parts(name)
-        return speech
+        return cls._assembled(name, module, window=window, language=language, task=task, dtype=dtype)
 
     @classmethod
     def without_weights(
@@ -159,8 +160,15 @@ class Autoregressive(Recogniser):
         module, _ = cls.outline(name)
         if read_json(name, "generation_config.json") is not None:
             module.generation_config = GenerationConfig.from_pretrained(name)
-        speech = cls(module, load_processor(name), window=window, language=language)
-        speech._check_parts(name)
+        return cls._assembled(name, module, window=window, language=language)
+
+    @classmethod
+    def _assembled(cls, name: str, module: Any, **options: Any) -> "Autoregressive":
+        """Return a checkpoint's network with its processor, which must agree."""
+        with reading(f"The processor of {name}", _REMEDY):
+            processor = load_processor(name)
+            speech = cls(module, processor, **options)
+            speech._check_parts(name)
         return speech
 
     @classmethod
@@ -239,8 +247,7 @@ class Autoregressive(Recogniser):
         for token in self._ends:
             check_token(name, "the end token", token, size)
         second = np.zeros(self.sampling_rate, np.float32)
-        with reading(f"The processor of {name}", "copy its files from the model that it comes from"):
-            prompt, _ = self._prepared(second, next(iter(self._languages), None))
+        prompt, _ = self._prepared(second, next(iter(self._languages), None))
         for token in prompt:
             check_token(name, "a token of the prompt", token, size)
 
@@ -453,18 +460,14 @@ def load_processor(name: str) -> Any:
     """Load the processor of a checkpoint.
 
     Raises:
-        UserError: A file of it is missing or damaged, or two of them state different features.
+        UserError: A file of it is damaged, or two of them state different features.
+        Exception: Whatever Transformers raises on files that it does not understand.
     """
     processor, preprocessor = (read_json(name, f"{part}_config.json") or {} for part in ("processor", "preprocessor"))
     read_json(name, "tokenizer_config.json")
-    remedy = (
-        "copy tokenizer.json, tokenizer_config.json, processor_config.json, preprocessor_config.json and "
-        "chat_template.jinja, those that there are, from the model that it comes from"
-    )
-    with reading(f"The processor of {name}", remedy):
-        described = {"feature_extractor": processor.get("feature_extractor") or processor.get("audio_processor")}
-        check_features(name, described, preprocessor)
-        return AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    described = {"feature_extractor": processor.get("feature_extractor") or processor.get("audio_processor")}
+    check_features(name, described, preprocessor)
+    return AutoProcessor.from_pretrained(name, trust_remote_code=False)
 
 
 def check_bands(name: str, own: int, extracted: int) -> None:

@@ -94,7 +94,8 @@ def _writes(
     name: str, kind: Kind, checkpoints: str, front_end: str, notes: str, adapted: str = "encoder, decoder"
 ) -> Family:
     location = "seq2seq:Seq2Seq" if kind == "encoder and decoder" else "language_models:SpeechLanguageModel"
-    return Family(name, kind, location, checkpoints, f"{adapted}; front-end: {front_end}", COMMANDS, notes=notes)
+    adapted += f"; front-end: {front_end}" if front_end else ""
+    return Family(name, kind, location, checkpoints, adapted, COMMANDS, notes=notes)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -184,7 +185,7 @@ FAMILIES: Mapping[str, Family] = {
         "Moonshine streaming",
         "encoder and decoder",
         "UsefulSensors/moonshine-streaming-tiny, -small and -medium",
-        "two convolutions",
+        "",
         f"reads samples, so there are no features to mask; {_ALONE}",
     ),
     "canary": _writes(

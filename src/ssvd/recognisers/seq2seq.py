@@ -27,13 +27,14 @@ class _Kind:
     """What differs between the families.
 
     Attributes:
-        front_end: Prefix of the convolutions that read the features or the audio.
+        front_end: Prefix of the convolutions that read the features or the audio; None where they compute what no
+            adapter of a convolution does.
         features: Name under which the network takes them; "input_values" are samples.
         languages: Languages that the prompt states, code -> name.
         hides_padding: Whether the encoder makes the same of a row whatever follows it.
     """
 
-    front_end: str
+    front_end: str | None
     features: str = "input_features"
     languages: Mapping[str, str] | None = None
     hides_padding: bool = False
@@ -47,7 +48,7 @@ _KINDS = {
         hides_padding=True,
     ),
     "moonshine": _Kind(f"{_ENCODER}conv", "input_values"),
-    "moonshine_streaming": _Kind(f"{_ENCODER}embedder.conv", "input_values"),
+    "moonshine_streaming": _Kind(None, "input_values"),
     "speech_to_text": _Kind(f"{_ENCODER}conv."),
 }
 
@@ -69,7 +70,8 @@ class Seq2Seq(Autoregressive):
     def _layer_groups(network: Any) -> LayerGroups:
         output = network.get_output_embeddings()
         linear = [n for n, layer in network.named_modules() if isinstance(layer, nn.Linear) and layer is not output]
-        front_end = front_end_convolutions(network, _KINDS[network.config.model_type].front_end)
+        prefix = _KINDS[network.config.model_type].front_end
+        front_end = {} if prefix is None else front_end_convolutions(network, prefix)
         return front_end | {name: ENCODER if name.startswith(_ENCODER) else DECODER for name in linear}
 
     def _longest_window(self) -> float:
