@@ -275,7 +275,12 @@ REFUSED: Mapping[str, Refused] = {
         "it writes while it listens, so text and audio must be aligned to be trained on",
         "qwen3_asr",
     ),
-    "fun_asr_nano": Refused("Fun-ASR-Nano", "language-model decoder", _UNTRIED, "qwen3_asr"),
+    "fun_asr_nano": Refused(
+        "Fun-ASR-Nano",
+        "language-model decoder",
+        "its features need torchaudio, which this package does without",
+        "qwen3_asr",
+    ),
     "audioflamingo3": Refused("Audio Flamingo 3", "language-model decoder", _UNTRIED, "qwen2_audio"),
     "moss_transcribe_diarize": Refused("MOSS Transcribe", "language-model decoder", _UNTRIED, "qwen3_asr"),
     "phi4_multimodal": Refused("Phi-4 multimodal", "language-model decoder", _UNTRIED, "qwen2_audio"),
