@@ -17,7 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-# OWSM models. ESPnet's own pins contradict torch's, so it goes in without its dependencies.
+# OWSM models. The last ESPnet for Python 3.11 has pins that contradict torch's, so it goes in without its dependencies;
+# on newer Pythons the second line brings those.
 setup-espnet: $(VENV)/espnet
 
 $(VENV)/espnet: $(STAMP)

@@ -25,7 +25,7 @@ from torch import nn
 
 from ssvd.errors import UserError
 from ssvd.methods import METHODS, Budget, Method, apply_method
-from ssvd.recognisers.espnet_checkpoint import espnet_importable, load_weights
+from ssvd.recognisers.espnet_checkpoint import espnet_importable, load_weights, with_published_names
 
 with espnet_importable():
     import espnet2.layers.augmentation  # noqa: F401  # after this, ESPnet works without torchaudio
@@ -78,7 +78,7 @@ def _creation(method: Method) -> Any:
                 f"adapter_conf of {adapter_name(method)} needs base_model_file, the .pth of the model to adapt: ESPnet "
                 "reads init_param too late for an adapter."
             )
-        load_weights(model, Path(base_model_file))
+        load_weights(with_published_names(model), Path(base_model_file))
         if method.unit in options:
             budget = f"{method.unit}={options.pop(method.unit)}"
         chosen = [name for name in _linear_layers(model) if layers is None or name.endswith(tuple(layers))]

@@ -163,7 +163,7 @@ class Checkpoint:
         try:
             for part in config.values():
                 _check_sizes(part if isinstance(part, dict) else {})
-            return _with_published_names(task.build_model(argparse.Namespace(**config)))
+            return with_published_names(task.build_model(argparse.Namespace(**config)))
         except UserError:
             raise
         except Exception as error:  # a config of another task or version fails in many ways
@@ -204,7 +204,7 @@ class Checkpoint:
         (folder / "meta.yaml").write_text(yaml.safe_dump(meta), encoding="utf-8")
 
 
-def _with_published_names(network: nn.Module) -> nn.Module:
+def with_published_names(network: nn.Module) -> nn.Module:
     """Return a network in which the projection of the subsampling is `embed.out.0`, as in OWSM's files.
 
     ESPnet 202511 calls it so too, and 202611 `embed.out`. With one name, adapters, fingerprints and checkpoints do not
