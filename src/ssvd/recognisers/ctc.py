@@ -113,13 +113,14 @@ class Ctc(Recogniser):
 
     def replace_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Give the network a head for other symbols; see `Recogniser`."""
-        tokenizer, name = vocabulary.tokenizer(), head_of(self.module)
-        head = copy.deepcopy(self.module.get_submodule(name))
+        network: Any = self.module
+        tokenizer, name = vocabulary.tokenizer(), head_of(network)
+        head = copy.deepcopy(network.get_submodule(name))
         for part, tensor in list(head.named_parameters()):
             setattr(head, part, nn.Parameter(tensor.detach().new_zeros(len(tokenizer), *tensor.shape[1:])))
         setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(tokenizer))
-        self.module.set_submodule(name, head)
-        self.module.config.vocab_size, self.module.config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+        network.set_submodule(name, head)
+        network.config.vocab_size, network.config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
         self._set_tokenizer(tokenizer)
         self.vocabulary, self.untrained, self.phones = vocabulary, (name,), self._alphabet.phones
 

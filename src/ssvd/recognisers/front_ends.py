@@ -120,7 +120,7 @@ def front_end_of(extractor: Any, network: Any) -> FrontEnd:
     """
     if isinstance(extractor, Wav2Vec2FeatureExtractor):
         return Wave(extractor, network.config)
-    encoder = getattr(network.config, "encoder_config", None)
+    encoder: Any = getattr(network.config, "encoder_config", None)
     fewest = next(length for length in count(1) if output_frames(network, torch.tensor(length)) > 0)
     if isinstance(extractor, LasrFeatureExtractor):
         return LogMel(extractor, encoder.subsampling_conv_stride**2, fewest)

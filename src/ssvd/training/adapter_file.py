@@ -57,8 +57,8 @@ def bind_adapter(folder: Path, base: Path, model: str) -> None:
     config["base_model_name_or_path"] = model
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     metadata = {"format": "pt", _CONFIG_DIGEST: _config_digest(config), _BASE_DIGEST: _digest(read_json(base))}
-    if (folder / VOCABULARY).is_file():
-        metadata[_VOCABULARY_DIGEST] = _vocabulary_digest(folder)
+    if (symbols := _vocabulary_digest(folder)) is not None:
+        metadata[_VOCABULARY_DIGEST] = symbols
     weights = folder / ADAPTER_WEIGHTS
     save_file(load_file(weights), weights, metadata)
 
