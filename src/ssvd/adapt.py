@@ -1,15 +1,20 @@
 """Fine-tune a pretrained recogniser on a corpus by one of the methods, into a run folder."""
 
 import signal
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import lightning
 import torch
 import yaml
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import nn
 
 from ssvd.errors import StoppedError, UserError
 from ssvd.files import exclusive, is_disk_error, write_json, write_whole
@@ -30,14 +35,17 @@ from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.recognisers.vocabulary import VOCABULARY, Vocabulary
 from ssvd.training.augmentation import Augmenter
 from ssvd.training.base_fingerprint import base_fingerprint
-from ssvd.training.data import list_skipped, read_data, store_data, stored_data
+from ssvd.training.data import TrainingData, list_skipped, read_data, store_data, stored_data
+from ssvd.training.launch import PeerError, launch
 from ssvd.training.module import Adaptation
-from ssvd.training.options import changed_options, checked_options
+from ssvd.training.options import CHANGEABLE, changed_options, checked_options
+from ssvd.training.placement import Placement, find_placement
+from ssvd.training.process_group import ProcessGroup
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.results import Epoch, RunResult
 from ssvd.training.run_folder import BASE, read_config, vocabulary_of
 from ssvd.training.scale_choice import choose_scale, read_kept
-from ssvd.training.trainer import build_trainer
+from ssvd.training.trainer import build_trainer, prepare_process
 from ssvd_options import AdaptOptions
 
 __all__ = ["AdaptOptions", "Epoch", "RunResult", "adapt"]
@@ -54,6 +62,10 @@ def adapt(options: AdaptOptions | None, run: Path, *, resume: bool = False, prog
     An *epoch* is one pass through the data, or `updates_per_epoch` updates. After each, the dev utterances are decoded,
     the best adapter is kept, and the state is written, from which `resume` continues to the same result.
 
+    With several devices, each has a process: those that torchrun or SLURM have started, all of which call this, or new
+    ones, for which the script that calls this needs the usual `if __name__ == "__main__":`. The first process alone
+    writes, reports, and returns a chosen scale.
+
     Args:
         options: Options of the run; None to take those of the run that is resumed.
         run: The run folder, which must be new or empty unless `resume`.
@@ -61,48 +73,90 @@ def adapt(options: AdaptOptions | None, run: Path, *, resume: bool = False, prog
         progress: What the run reports to.
 
     Raises:
-        UserError: Options or data are bad, the loss became infinite or undefined, the disk is full, the run was
+        UserError: Options or data are bad, the loss became infinite or undefined, disk or memory are full, the run was
             interrupted, or another process computes it. What was computed before is kept in `run`.
     """
     options = _options_of_run(options, run, resume)
-    forget_peak_memory(pick_device(options.device))
-    if (run / "result.json").is_file():
-        progress.say(f"{run} is complete already.")
-        return RunResult.read(run / "result.json")
-    with exclusive(run, _LOCK):
-        if not resume:
-            _check_new(run)  # another process may have finished a run in it
-        return _fine_tune(options, run, progress)
+    placement = find_placement(options)
+    if placement.size == 1 or placement.starter != "nobody":
+        return _take_part(placement, progress, options, run, resume)
+    if placement.rank == 0 and not resume:
+        _check_new(run)
+    with _interrupts_in_words(run):
+        result: RunResult = launch(
+            partial(_begin_process, options=options, run=run, resume=resume), placement, progress
+        )
+    return result
 
 
-def _fine_tune(options: AdaptOptions, run: Path, progress: Progress) -> RunResult:
-    """Fine-tune a recogniser in a folder that no other process uses, from its last state where there is one."""
+def _begin_process(
+    placement: Placement, progress: Progress, options: AdaptOptions, run: Path, resume: bool
+) -> RunResult:
+    """Take part in a training in a process that is there for nothing else."""
+    prepare_process()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # such warnings of libraries are for programmers
+    return _take_part(placement, progress, options, run, resume)
+
+
+def _take_part(placement: Placement, progress: Progress, options: AdaptOptions, run: Path, resume: bool) -> RunResult:
+    """Take part in a training as one of its processes, or as the only one."""
+    progress = progress if placement.rank == 0 else SILENT
+    with _ends_of_others_in_words(), ExitStack() as held:
+        trainer = build_trainer(options, run, progress, placement)
+        group = ProcessGroup(placement, trainer.strategy)
+        _check_alike(group, options, f"{trainer.strategy.root_device.type}, {trainer.precision}")
+        device = pick_device(options.device)
+        forget_peak_memory(device)
+
+        def begin() -> RunResult | None:
+            if resume and (run / "result.json").is_file():
+                return RunResult.read(run / "result.json")
+            if not resume:
+                _check_new(run)
+            held.enter_context(exclusive(run, _LOCK))
+            if not resume:
+                _check_new(run)  # another process may have finished a run in it
+            return None
+
+        if (finished := group.from_first(begin)) is not None:
+            progress.say(f"{run} is complete already.")
+            return finished
+        if group.size > 1:
+            threads = torch.get_num_threads()
+            each = f"{threads} thread{'s' * (threads > 1)} each" if device.type == "cpu" else "a GPU each"
+            progress.say(f"{group.size} processes share each batch, with {each}.")
+        return _fine_tune(options, run, progress, trainer, group)
+
+
+def _fine_tune(
+    options: AdaptOptions, run: Path, progress: Progress, trainer: lightning.Trainer, group: ProcessGroup
+) -> RunResult:
+    """Fine-tune a recogniser in a folder that no other run uses, from its last state where there is one."""
     last = run / "checkpoints" / "last.ckpt"
     vocabulary = vocabulary_of(run) or (Vocabulary.read(options.vocabulary) if options.vocabulary else None)
     speech = load_model(options.model, window=options.window, language=options.language, vocabulary=vocabulary)
     layers = speech.adaptable_layers(options.layers)
     _check_budget(speech, layers, options)
+    _check_statistics(speech, options, group)
     augmenter = Augmenter(options.augment, sampling_rate=speech.sampling_rate, window=speech.window, seed=options.seed)
-    data = stored_data(run) if last.is_file() else read_data(options, speech, progress)
-    kept = read_kept(options)
-    base = base_fingerprint(speech.module)
-    _make_trainable(speech, layers, options)
+    data = group.from_first(lambda: stored_data(run) if last.is_file() else read_data(options, speech, progress))
+    begins = group.from_first(lambda: not last.is_file())
+    kept = read_kept(options) if group.is_first else []
+    base = base_fingerprint(speech.module) if group.is_first else {}
+    group.first_on_each_machine(lambda: _make_trainable(speech, layers, options))  # others find its bases in the cache
     learning_rate = options.learning_rate or find_method(options.method).learning_rate
-    training = Adaptation(speech, options, data, augmenter, run, progress, learning_rate)
-    trainer = build_trainer(options, run, progress)
+    training = Adaptation(speech, options, data, augmenter, run, progress, learning_rate, group)
     with _interrupts_in_words(run), _stops_in_words(run):
-        if not last.is_file():
-            (run / "data").mkdir(parents=True, exist_ok=True)
-            write_whole(run / "config.yaml", yaml.safe_dump(options.model_dump(), sort_keys=False))
-            write_json(run / BASE, base)
-            if vocabulary is not None:
-                vocabulary.write(run / VOCABULARY)
-            list_skipped(run, data.skipped, progress)
+        if begins:
+            group.from_first(lambda: _begin_folder(run, options, base, data, progress, vocabulary))
             trainer.validate(training, verbose=False)
             training.write_texts_in_style()
-            store_data(run, data)
-        trainer.fit(training, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-        result = _result(training)
+            group.from_first(lambda: store_data(run, data))
+        trainer.fit(training, ckpt_path=None if begins else str(last), weights_only=True)
+        peak = max(group.gathered(peak_memory(pick_device(options.device))))
+        result = group.from_first(lambda: _result(training, peak, group.size))
+        if not group.is_first:
+            return result
         if options.choose_scale or kept:
             scale = choose_scale(options, run, data.dev, kept, training.decoding, progress)
             result = result.model_copy(update={"scale": scale})
@@ -111,12 +165,26 @@ def _fine_tune(options: AdaptOptions, run: Path, progress: Progress) -> RunResul
     return result
 
 
+def _begin_folder(
+    run: Path,
+    options: AdaptOptions,
+    base: dict[str, Any],
+    data: TrainingData,
+    progress: Progress,
+    vocabulary: Vocabulary | None,
+) -> None:
+    (run / "data").mkdir(parents=True, exist_ok=True)
+    write_whole(run / "config.yaml", yaml.safe_dump(options.model_dump(), sort_keys=False))
+    write_json(run / BASE, base)
+    if vocabulary is not None:
+        vocabulary.write(run / VOCABULARY)
+    list_skipped(run, data.skipped, progress)
+
+
 def _options_of_run(options: AdaptOptions | None, run: Path, resume: bool) -> AdaptOptions:
     """Return the options, checked, and those of the run itself where it is resumed."""
     if options is None and not resume:
         raise ValueError("a new run needs options")
-    if not resume:
-        _check_new(run)
     stored = checked_options(read_config(run), f"{run}/config.yaml: ") if resume else None
     if options is None:
         assert stored is not None
@@ -141,6 +209,29 @@ def _check_budget(speech: Recogniser, layers: list[str], options: AdaptOptions) 
         raise UserError(f"The method {options.method!r} has no layers to choose: leave layers out, or use an adapter.")
     check_layers(method, speech.module, layers)
     method.setting(linear_shapes(speech.module, layers), Budget.parse(options.budget), parameters(speech.module))
+
+
+def _check_alike(group: ProcessGroup, options: AdaptOptions, device: str) -> None:
+    """Refuse processes that would not compute the same."""
+    devices = group.gathered(device)
+    if len({*devices}) > 1:
+        raise UserError(
+            f"The processes would compute on different devices ({'; '.join(sorted({*devices}))}): name one kind with "
+            "the option device, or leave out the machines that differ."
+        )
+    if len({*group.gathered(options.model_dump_json(exclude=CHANGEABLE))}) > 1:
+        raise UserError("The processes were started with different options: give all of them the same.")
+
+
+def _check_statistics(speech: Recogniser, options: AdaptOptions, group: ProcessGroup) -> None:
+    """Refuse what would not be learnt as by one process."""
+    layers = (layer for layer in speech.module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
+    is_alone = group.size == 1 or pick_device(options.device).type == "cuda"
+    if find_method(options.method).config is None and not is_alone and any(layers):
+        raise UserError(
+            f"The method {options.method!r} trains batch normalisation, whose statistics several processes on a CPU "
+            "cannot share: use one process, GPUs, or an adapter."
+        )
 
 
 def _make_trainable(speech: Recogniser, layers: list[str], options: AdaptOptions) -> None:
@@ -174,6 +265,19 @@ def _interrupts_in_words(run: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _ends_of_others_in_words() -> Iterator[None]:
+    """Turn the error of a process that waits in vain for another one into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error)
+        is_lost = isinstance(error, torch.distributed.DistError) or "by peer" in words or "gloo" in words
+        if not is_lost:
+            raise
+        raise PeerError("Another process of the training has ended", "resume the run to continue") from error
+
+
+@contextmanager
 def _stops_in_words(run: Path) -> Iterator[None]:
     """Turn what else stops a run from outside into a sentence on how to continue."""
     try:
@@ -186,6 +290,12 @@ def _stops_in_words(run: Path) -> Iterator[None]:
                 "A process that reads audio was killed, most often for lack of memory",
                 f"resume the run in {run} with fewer workers, or with none, to continue",
             ) from error
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise StoppedError(
+                "The memory is too small for a batch",
+                f"resume the run in {run} on more devices to continue, or start again with a smaller batch_size and "
+                "more accumulation",
+            ) from error
         if not is_disk_error(error):
             raise
         raise StoppedError(
@@ -194,8 +304,8 @@ def _stops_in_words(run: Path) -> Iterator[None]:
         ) from error
 
 
-def _result(training: Adaptation) -> RunResult:
-    """Return the result of a finished training."""
+def _result(training: Adaptation, peak: int, processes: int) -> RunResult:
+    """Return the result of a finished training, whose processes held `peak` bytes at most."""
     options, network, best = training.options, training.network, training.best
     device = pick_device(options.device)  # Lightning has taken the network off it
     trained, total = trainable_parameters(network), parameters(network)
@@ -213,10 +323,10 @@ def _result(training: Adaptation) -> RunResult:
         text_style=training.text_style,
         learning_rate=training.learning_rate,
         training_seconds=round(training.seconds, 2),
-        peak_memory_bytes=peak_memory(device),
+        peak_memory_bytes=peak,
         adapter_bytes=sum(path.stat().st_size for path in kept_files),
         series=training.series,
-        hardware=hardware(device),
+        hardware=f"{processes} x {hardware(device)}" if processes > 1 else hardware(device),
         versions={name: version(name) for name in ("ssvd", "torch", "transformers", "peft", "lightning")},
     )
     least = training.least_orthogonal()

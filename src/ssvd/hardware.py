@@ -44,6 +44,12 @@ def hardware(device: torch.device) -> str:
     return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
+def threads_each(processes: int) -> int:
+    """Return how many threads each of so many processes may use, so that they share the cores of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
 def forget_peak_memory(device: torch.device) -> None:
     """Reset the peak of memory use; on a CPU, this has an effect on Linux only."""
     if device.type == "cuda":

@@ -1,5 +1,6 @@
 """`ssvd adapt`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,8 @@ def adapt(
     from ssvd.adapt import adapt as fine_tune
     from ssvd.errors import StoppedError, UserError
     from ssvd.training.options import checked_options
+    from ssvd.training.placement import find_placement
+    from ssvd.training.progress import SILENT
     from ssvd.training.run_folder import read_config
 
     source = ""
@@ -61,11 +64,14 @@ def adapt(
         given, source = _read_options(config) | given, f"{config}: "
     checked = checked_options(given, source)
     prepare_for_training()
-    with Bars(errors) as progress:
+    is_first = find_placement(checked).rank == 0
+    with Bars(errors) if is_first else nullcontext(SILENT) as progress:
         try:
             result = fine_tune(checked, out, resume=resume, progress=progress)
         except StoppedError as error:
             raise UserError(f"{error}: ssvd adapt --resume --out {out}") from error
+    if not is_first:
+        return
     table = Table(show_header=False)
     table.add_row("method", result.method)
     table.add_row("trained parameters", f"{result.trainable_parameters:,} ({result.trainable_share:.2%})")

@@ -1,7 +1,5 @@
 """Consoles, lists and progress bars that the commands print with."""
 
-import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -92,15 +90,10 @@ class Bars:
 
 
 def prepare_for_training() -> None:
-    """Set up this process for training: no messages of Lightning, and on a CPU memory that is kept once freed."""
-    from lightning.pytorch.utilities.warnings import PossibleUserWarning
+    """Set up this process for training; see `ssvd.training.trainer.prepare_process`."""
+    from ssvd.training.trainer import prepare_process
 
-    from ssvd.hardware import keep_freed_memory
-
-    keep_freed_memory()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=PossibleUserWarning)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*lr_scheduler.step.*|Checkpoint directory.*")
+    prepare_process()
 
 
 def in_bytes(size: int | None) -> str:

@@ -81,11 +81,11 @@ class AdaptOptions(BaseModel):
         le=_LARGEST,
         description="Optimiser updates per epoch; by default, one pass through the training data.",
     )
-    batch_size: _Count = Field(16, description="Number of utterances per batch.")
+    batch_size: _Count = Field(16, description="Number of utterances per batch, of all devices together.")
     batch_seconds: float | None = Field(
         None,
         gt=0,
-        description="Seconds of input per batch, padding included; replaces the batch size.",
+        description="Seconds of input per batch, of all devices together, padding included; replaces the batch size.",
     )
     accumulation: _Count = Field(1, description="Number of batches whose gradients are added up for each update.")
     learning_rate: float | None = Field(
@@ -131,4 +131,20 @@ class AdaptOptions(BaseModel):
     prefetch: _Count = Field(2, description="Number of batches that each of these processes reads ahead.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Device to compute on; auto takes a GPU where there is one."
+    )
+    devices: int | None = Field(
+        None,
+        ge=1,
+        le=_LARGEST,
+        description="Number of devices of each machine, or of processes on its CPU; by default, one, or as many as "
+        "torchrun or SLURM have started processes for.",
+    )
+    nodes: int | None = Field(
+        None,
+        ge=1,
+        le=_LARGEST,
+        description="Number of machines; by default, one, or as many as torchrun or SLURM have started processes on.",
+    )
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="How several devices share the work; ddp gives each the whole model and a part of the batch."
     )

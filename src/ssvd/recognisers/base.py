@@ -81,6 +81,13 @@ class Recogniser(ABC):
     def loss(self, batch: Any, *, label_smoothing: float | None = None) -> torch.Tensor:
         """Return the mean loss over the batch, a float32 scalar; the family's own label smoothing is the default."""
 
+    def loss_weight(self, batch: Any) -> int:
+        """Return how many items `loss` is the mean over: utterances, unless a family says otherwise.
+
+        Processes that each have a part of a batch weigh their losses by it, so that the mean is that of the batch.
+        """
+        return len(batch.ids)
+
     @abstractmethod
     def decode(self, batch: Any, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
         """Return the text of each utterance of the batch, and what the first search found."""

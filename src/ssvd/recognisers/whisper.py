@@ -338,6 +338,10 @@ class Whisper(Recogniser):
         smoothing = label_smoothing or 0.0
         return nn.functional.cross_entropy(logits[counted].float(), labels[counted], label_smoothing=smoothing)
 
+    def loss_weight(self, batch: Batch) -> int:
+        """Return the number of tokens over which `loss` is the mean."""
+        return 0 if batch.labels is None else int((batch.labels != IGNORED).sum())
+
     def decode(self, batch: Batch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
         """Return the text of each utterance by greedy or beam search, without special tokens and outer spaces.
 

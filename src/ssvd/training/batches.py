@@ -130,6 +130,36 @@ class EpochBatches(Sampler[list[int]]):
             yield shuffled[position % len(self._batching)].tolist()
 
 
+class Share(Sampler[list[int]]):
+    """The part of each batch that one of several processes trains on: every `processes`-th utterance of it.
+
+    A batch of fewer utterances than processes leaves some without one. They read its first utterance, so that all
+    processes have equally many batches, but it must not count twice.
+
+    Args:
+        batches: Iterable with a length: the indices of the utterances of each batch.
+        rank: Number of the process, from 0.
+        processes: Number of processes.
+
+    Attributes:
+        counts: Whether the process has a part of its own, for each batch of the present iteration so far.
+    """
+
+    def __init__(self, batches: "EpochBatches", rank: int, processes: int) -> None:
+        self._batches, self._rank, self._processes = batches, rank, processes
+        self.counts: list[bool] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.counts.clear()
+        for batch in self._batches:
+            part = batch[self._rank :: self._processes]
+            self.counts.append(bool(part))
+            yield part or batch[:1]
+
+
 def by_length(cuts: Iterable[Cut]) -> list[Cut]:
     """Return the cuts, the longest first: decoding a batch takes as long as its longest text."""
     return sorted(cuts, key=lambda cut: (-cut.duration, cut.id))

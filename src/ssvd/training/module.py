@@ -26,10 +26,12 @@ from ssvd.recognisers.vocabulary import VOCABULARY
 from ssvd.scoring import Score, score, usual_normaliser
 from ssvd.training.adapter_file import bind_adapter
 from ssvd.training.augmentation import Augmenter
-from ssvd.training.batches import Batching, ByCount, BySeconds, EpochBatches, InGroups, consecutive
+from ssvd.training.batches import Batching, ByCount, BySeconds, EpochBatches, InGroups, Share, consecutive
 from ssvd.training.data import TrainingData
 from ssvd.training.loading import Loading
 from ssvd.training.model_card import model_card, public_name
+from ssvd.training.placement import ALONE
+from ssvd.training.process_group import ProcessGroup
 from ssvd.training.progress import Progress
 from ssvd.training.results import Epoch, write_metrics
 from ssvd.training.run_folder import BASE, replace_folder
@@ -54,6 +56,7 @@ class Adaptation(lightning.LightningModule):
         run: The run folder.
         progress: What the run reports to.
         learning_rate: Peak learning rate.
+        group: The processes of the training, which share each batch and the dev utterances.
 
     Attributes:
         series: Rows of the epochs so far.
@@ -73,8 +76,10 @@ class Adaptation(lightning.LightningModule):
         run: Path,
         progress: Progress,
         learning_rate: float,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        self._group = group or ProcessGroup(ALONE)
         self.network: nn.Module = speech.module
         self.speech, self.options, self.data, self.run_folder = speech, options, data, run
         self.progress, self.learning_rate = progress, learning_rate
@@ -86,13 +91,15 @@ class Adaptation(lightning.LightningModule):
         self.series: list[Epoch] = []
         self.seconds = 0.0
         self._losses: list[torch.Tensor] = []
-        self._hypotheses: list[tuple[str, str]] = []
+        self._decoded: list[list[tuple[str, str]]] = []  # by batch, of this process
+        self._hypotheses: list[tuple[str, str]] = []  # of all
         self._groups = shard_groups(data.train)
         groups = [[data.train[index] for index in group] for group in self._groups]
         self._batching = InGroups([self._batching_of(cuts) for cuts in groups], self._groups)
         self._augmenter = augmenter
         pinned = pick_device(options.device).type == "cuda"
         self._loading = Loading(options.workers, options.prefetch, pin_memory=pinned)
+        self._check_batches()
         self.updates = len(self._epoch_batches(0)) // options.accumulation * options.epochs
 
     # -- data and schedule
@@ -102,23 +109,37 @@ class Adaptation(lightning.LightningModule):
             return ByCount(len(cuts), self.options.batch_size)
         return BySeconds([self.speech.input_seconds(cut.duration) for cut in cuts], self.options.batch_seconds)
 
+    def _check_batches(self) -> None:
+        mean = len(self.data.train) / len(self._batching)
+        if mean < self._group.size:
+            raise UserError(
+                f"A batch holds {mean:.1f} utterances on average, fewer than the {self._group.size} processes: give "
+                "larger batches, which count all processes together, or more utterances."
+            )
+
     def _epoch_batches(self, number: int) -> EpochBatches:
         options = self.options
         updates = options.updates_per_epoch or math.ceil(len(self._batching) / options.accumulation)
         return EpochBatches(self._batching, updates * options.accumulation, options.seed, number)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches of the present epoch."""
+        """Return the batches of the present epoch, or the part of each that is for this process."""
         epoch = self.current_epoch
-        batches = ShardedBatches(self.data.train, self._groups, self._epoch_batches(epoch))
+        self._share = Share(self._epoch_batches(epoch), self._group.rank, self._group.size)
+        batches = ShardedBatches(self.data.train, self._groups, self._share)
         return self._loading.batches(batches, self.speech.collate, partial(self._augmenter, epoch=epoch))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the dev utterances in batches twice as large, as decoding keeps no activations."""
+        """Return the dev utterances in batches twice as large, as decoding keeps no activations.
+
+        Processes take turns; one that would have none decodes the last batch too.
+        """
         size, seconds = self.options.batch_size, self.options.batch_seconds
         lengths = [self.speech.input_seconds(cut.duration) for cut in self.data.dev]
         indices = consecutive(lengths, 2 * size, 2 * seconds if seconds else None)
-        batches = [[self.data.dev[index] for index in batch] for batch in indices]
+        self._dev_batches = len(indices)
+        own = indices[self._group.rank :: self._group.size] or indices[-1:]
+        batches = [[self.data.dev[index] for index in batch] for batch in own]
         return self._loading.batches(batches, partial(self.speech.collate, text=False))
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -141,7 +162,9 @@ class Adaptation(lightning.LightningModule):
 
         Also turn on training mode, since Lightning leaves networks as they were loaded, which is for decoding.
         """
-        lightning.seed_everything((self.options.seed * 10_007 + self.current_epoch) % (LARGEST_SEED + 1), verbose=False)
+        # Other processes have other utterances, and shall not drop the same of them.
+        seed = self.options.seed * 10_007 + self.current_epoch + self._group.rank * 1_000_003
+        lightning.seed_everything(seed % (LARGEST_SEED + 1), verbose=False)
         self.network.train()
         if isinstance(self.network, PeftModel):
             for layer in self.network.modules():
@@ -151,21 +174,23 @@ class Adaptation(lightning.LightningModule):
         self._started = time.monotonic()
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        """Return the loss of a batch.
+        """Return the loss of a batch; of several processes, the share of this one in the loss of all.
 
         Raises:
-            UserError: The loss is infinite or undefined.
+            UserError: The loss is infinite or undefined, in any process.
         """
         loss = self.speech.loss(batch, label_smoothing=self.options.label_smoothing)
-        if not torch.isfinite(loss):
+        weight = self.speech.loss_weight(batch) if self._share.counts[index] else 0
+        loss, mean = self._group.weighted_mean(loss, weight)
+        if not torch.isfinite(mean):
             best = self.best
             raise UserError(
-                f"The loss became {loss.item()} in epoch {self.current_epoch + 1}; the best adapter until then (epoch "
+                f"The loss became {mean.item()} in epoch {self.current_epoch + 1}; the best adapter until then (epoch "
                 f"{best.epoch}, dev WER {best.dev_wer:.1%}) is kept in {self.run_folder}. Start again with a "
                 f"learning_rate lower than {self.learning_rate:g}."
             )
-        self._losses.append(loss.detach())
-        self.log("loss", loss, batch_size=len(batch.ids))
+        self._losses.append(mean)
+        self.log("loss", mean, batch_size=len(batch.ids))
         return loss
 
     def recent_loss(self) -> float:
@@ -182,15 +207,18 @@ class Adaptation(lightning.LightningModule):
         """Stop the clock of training."""
         if self._fitting:
             self.seconds += time.monotonic() - self._started
-        self._hypotheses.clear()
+        self._decoded.clear()
 
     def validation_step(self, batch: Any, index: int) -> None:
         """Decode a batch of dev utterances."""
         texts = self.speech.transcribe(batch, self.decoding)
-        self._hypotheses += zip(batch.ids, texts, strict=True)
+        self._decoded.append(list(zip(batch.ids, texts, strict=True)))
 
     def on_validation_epoch_end(self) -> None:
         """Score the dev utterances, keep the adapter if it is the best one, and report."""
+        by_process, size = self._group.gathered(self._decoded), self._group.size
+        batches = (by_process[number % size][number // size] for number in range(self._dev_batches))
+        self._hypotheses = [row for batch in batches for row in batch]
         references = [field_value(cut, "text") for cut in self.data.dev]
         hypotheses = [text for _, text in self._hypotheses]
         epoch = self._epoch(score(references, hypotheses, normaliser=self.normaliser, resamples=2))
@@ -199,9 +227,10 @@ class Adaptation(lightning.LightningModule):
         self.log("dev_wer", epoch.dev_wer)
         if epoch.orthogonality_error is not None:
             self.log("orthogonality_error", epoch.orthogonality_error)
-        if is_best:
-            self._keep_best(references)
-        write_metrics(self.run_folder / "metrics.csv", self.series)
+        if self._group.is_first:
+            if is_best:
+                self._keep_best(references)
+            write_metrics(self.run_folder / "metrics.csv", self.series)
         if epoch.loss is None:
             self.progress.say(f"before training  dev WER {epoch.dev_wer:.1%}")
             return

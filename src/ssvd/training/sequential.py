@@ -10,7 +10,7 @@ from pathlib import Path
 from ssvd.corpora.cut import Cut
 from ssvd.corpora.readers.shards import read_shard, shard_of, with_audio_of
 from ssvd.errors import UserError
-from ssvd.training.batches import EpochBatches
+from ssvd.training.batches import EpochBatches, Share
 
 Shards = Future[dict[Path, dict[str, bytes]]]
 
@@ -49,7 +49,7 @@ class ShardedBatches:
             should follow each other, as a group is read again wherever it begins again.
     """
 
-    def __init__(self, cuts: Sequence[Cut], groups: Sequence[Sequence[int]], batches: EpochBatches) -> None:
+    def __init__(self, cuts: Sequence[Cut], groups: Sequence[Sequence[int]], batches: EpochBatches | Share) -> None:
         self._cuts, self._groups, self._batches = cuts, groups, batches
         self._group_of = {number: group for group, numbers in enumerate(groups) for number in numbers}
 

@@ -1,5 +1,7 @@
-"""The Lightning trainer of a run: its device and precision, checkpoints that a kill cannot damage, and progress."""
+"""The Lightning trainer of a run: its devices and precision, checkpoints that a kill cannot damage, and progress."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,19 +10,30 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from ssvd.errors import UserError
 from ssvd.files import whole_file
+from ssvd.hardware import keep_freed_memory, pick_device
 from ssvd.training.module import Adaptation
+from ssvd.training.placement import ALONE, Placement
 from ssvd.training.progress import Progress
 from ssvd_options import AdaptOptions
 
 
-def build_trainer(options: AdaptOptions, run: Path, progress: Progress) -> lightning.Trainer:
+def build_trainer(
+    options: AdaptOptions, run: Path, progress: Progress, placement: Placement = ALONE
+) -> lightning.Trainer:
     """Return the trainer of a run, which writes checkpoints and curves to its folder."""
     return lightning.Trainer(
         accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}[options.device],
-        devices=1,
+        devices=placement.devices,
+        num_nodes=placement.nodes,
+        strategy=_strategy(placement),
+        # Of full fine-tuning; on a CPU there is no such layer.
+        sync_batchnorm=placement.size > 1 and pick_device(options.device).type == "cuda",
+        use_distributed_sampler=False,  # ours divide batches that are the same for any number of processes
         precision=_precision(options.device),
         max_epochs=options.epochs,
         accumulate_grad_batches=options.accumulation,
@@ -28,7 +41,7 @@ def build_trainer(options: AdaptOptions, run: Path, progress: Progress) -> light
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,  # each epoch has batches of its own
         log_every_n_steps=10,
-        plugins=[_WholeFiles()],
+        plugins=[_WholeFiles(), *([placement.environment()] if placement.size > 1 else [])],
         logger=TensorBoardLogger(run, name="tensorboard", version=""),
         callbacks=[
             # After validation, so that the state includes its result.
@@ -37,6 +50,26 @@ def build_trainer(options: AdaptOptions, run: Path, progress: Progress) -> light
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
+    )
+
+
+def _strategy(placement: Placement) -> str | DDPStrategy:
+    if placement.size == 1:
+        return "auto"
+    # Frozen bases are the same everywhere, so nothing but gradients is sent. LayerDrop and masking leave out
+    # parameters, on one process and not on another.
+    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=True)
+
+
+def prepare_process() -> None:
+    """Set up this process for training: no messages of Lightning, and on a CPU memory that is kept once freed."""
+    keep_freed_memory()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings(
+        "ignore",
+        message=".*LeafSpec.*|.*lr_scheduler.step.*|Checkpoint directory.*|`broadcast_buffers` is deprecated.*",
     )
 
 
@@ -98,5 +131,10 @@ class _Reporting(lightning.Callback):
         self, trainer: lightning.Trainer, module: Adaptation, outputs: Any, batch: Any, *index: int
     ) -> None:
         """Report how many utterances are decoded."""
-        self._decoded += len(batch.ids)
-        self._progress.advance("decoding dev", self._decoded, len(module.data.dev))
+        self._decoded += len(batch.ids) * trainer.world_size  # the other processes are about as far
+        self._progress.advance("decoding dev", min(self._decoded, len(module.data.dev)), len(module.data.dev))
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Adaptation) -> None:
+        """Report the end of decoding, where the first process has decoded less than its share."""
+        if self._decoded < len(module.data.dev):
+            self._progress.advance("decoding dev", len(module.data.dev), len(module.data.dev))
