@@ -44,7 +44,7 @@ def changed(folders, tmp_path):
     def change(family, file, edit):
         folder = shutil.copytree(folders[family], tmp_path / "changed")
         fields = json.loads((folder / file).read_text())
-        edit(fields)
+        fields.update(edit) if isinstance(edit, dict) else edit(fields)
         (folder / file).write_text(json.dumps(fields))
         return folder
 
@@ -193,21 +193,21 @@ def test_windows_are_those_of_the_feature_extractor_where_it_has_one(folders):
             lambda f: f["feature_extractor"].update(chunk_length=30),
             "of a window",
         ),
-        ("qwen3_asr", "config.json", lambda f: f.update(audio_token_id=7), "stands for audio"),
-        ("qwen3_asr", "config.json", lambda f: f.update(thinker_config={}), "name ends in -hf"),
+        ("qwen3_asr", "config.json", {"audio_token_id": 7}, "stands for audio"),
+        ("qwen3_asr", "config.json", {"thinker_config": {}}, "name ends in -hf"),
         (
             "qwen3_asr",
             "generation_config.json",
-            lambda f: f.update(eos_token_id=[3]),
+            {"eos_token_id": [3]},
             r"'<\|im_end\|>', is none of those",
         ),
         (
             "qwen3_asr",
             "generation_config.json",
-            lambda f: f.update(eos_token_id=9999),
+            {"eos_token_id": 9999},
             "none of those at which decoding ends .9999.",
         ),
-        ("glmasr", "config.json", lambda f: f.update(model_type="glmasrr"), "nearest is glmasr"),
+        ("glmasr", "config.json", {"model_type": "glmasrr"}, "nearest is glmasr"),
         ("glmasr", "tokenizer.json", lambda f: f["model"].update(vocab={"a": 0}), "[Tt]okenizer|processor"),
     ],
 )
@@ -295,6 +295,14 @@ def test_the_benchmark_runs_over_one(folders, cuts, tmp_path):
         run_benchmark(checked_grid(values, "grid"), tmp_path / "results", device="cpu", progress=Log(log))
     results, skipped = read_results(tmp_path / "results")
     assert not skipped and {result.cell.method for result in results} == {"frozen", "lora"}
+
+
+def test_what_chats_are_sampled_with_does_not_count(changed, folders, cuts):
+    chat = {"do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1}
+    first, second = load_model(folders["qwen3_asr"]), load_model(changed("qwen3_asr", "generation_config.json", chat))
+    assert second.module.generation_config.repetition_penalty == 3
+    texts = first.transcribe(first.collate(cuts, text=False))
+    assert second.transcribe(second.collate(cuts, text=False)) == texts and any(texts)
 
 
 def test_moving_what_is_trained_changes_texts(folders, cuts):

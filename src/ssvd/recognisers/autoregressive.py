@@ -399,6 +399,9 @@ class Autoregressive(Recogniser):
             num_beams=decoding.beams,
             do_sample=False,
             num_return_sequences=1,
+            # Made for chats: they would count what fills a prompt as written, and repeated words as wrong.
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             eos_token_id=sorted(self._ends),
             pad_token_id=self._end,
             return_dict_in_generate=False,
