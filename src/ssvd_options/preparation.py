@@ -46,6 +46,33 @@ class PreparationOptions(BaseModel, ABC):
     )
     seed: int = Field(0, description="Random seed of the division by speaker.")
     skip_bad: bool = Field(False, description="Leave out unusable utterances and list them, instead of stopping.")
+    filter_model: str | None = Field(
+        None,
+        description="Checkpoint of a recogniser; utterances that it decodes with too high a WER (filter_wer) are left "
+        "out, as Kid-Whisper does.",
+    )
+    filter_wer: str = Field(
+        "50",
+        description="Largest WER in percent that the filter keeps: a number, or one for each group of a field, "
+        "'age:3-4=60,5-7=40'; 50 in all other groups.",
+    )
+    filter_parts: str = Field("train,dev,test", description="Parts that are filtered, separated by commas.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Device that the filter computes on; auto takes a GPU where there is one."
+    )
+    batch_size: int = Field(16, ge=1, description="Number of utterances that the filter decodes per batch.")
+
+    @field_validator("filter_parts")
+    @classmethod
+    def _check_filter_parts(cls, filter_parts: str) -> str:
+        if not set(filter_parts.split(",")) <= set(PARTS):
+            raise ValueError(f"filter_parts must name some of {','.join(PARTS)}, but is {filter_parts!r}")
+        return filter_parts
+
+    @property
+    def filtered(self) -> list[str]:
+        """Return the parts that are filtered; none without a model."""
+        return self.filter_parts.split(",") if self.filter_model else []
 
     @property
     @abstractmethod
@@ -81,29 +108,7 @@ class MystOptions(_SplitOptions):
     ids: list[str] = Field(
         [], description="File that lists the utterances to keep, or, as train=FILE, the utterances of one part."
     )
-    filter_model: str | None = Field(
-        None,
-        description="Whisper checkpoint; utterances that it decodes with a WER over 50 % are left out, as Kid-Whisper "
-        "does.",
-    )
-    filter_parts: str = Field("train,dev,test", description="Parts that are filtered, separated by commas.")
     split: str = Field("80/10/10", description="Percentages of train, dev and test in version 0.3.0, which has none.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="Device that the filter computes on; auto takes a GPU where there is one."
-    )
-    batch_size: int = Field(16, ge=1, description="Number of utterances that the filter decodes per batch.")
-
-    @field_validator("filter_parts")
-    @classmethod
-    def _check_filter_parts(cls, filter_parts: str) -> str:
-        if not set(filter_parts.split(",")) <= set(PARTS):
-            raise ValueError(f"filter_parts must name some of {','.join(PARTS)}, but is {filter_parts!r}")
-        return filter_parts
-
-    @property
-    def filtered(self) -> list[str]:
-        """Return the parts that are filtered; none without a model."""
-        return self.filter_parts.split(",") if self.filter_model else []
 
 
 class CgnOptions(_SplitOptions):

@@ -11,7 +11,7 @@ from typing import Any
 from ssvd.corpora.corpus import read_corpus
 from ssvd.files import state_of
 from ssvd.preparation import cgn, myst
-from ssvd.preparation.filtering import drop_mismatched
+from ssvd.preparation.filtering import Thresholds, drop_mismatched
 from ssvd.preparation.listings import Listings
 from ssvd.preparation.prepared_folder import Preparation, Prepared
 from ssvd.preparation.speechocean762 import read_speechocean762
@@ -59,7 +59,9 @@ def prepare_source(
             on_progress=report_headers(on_progress),
         )
         notes.extend(corpus.notes)
-        return UtterancesByPart({"": corpus.cuts}, corpus.skipped).divide("", options)
+        return _filtered(
+            UtterancesByPart({"": corpus.cuts}, corpus.skipped).divide("", options), options, out, on_progress
+        )
 
     return replace(Preparation("other", source, _recorded(options)).write(out, build), notes=tuple(notes))
 
@@ -86,19 +88,7 @@ def prepare_myst(
         on_progress("Reading transcripts")
         items = myst.read_myst(corpus, rules, listings)
         utterances = read_audio(items, corpus, out, skip_bad=options.skip_bad, on_progress=on_progress)
-        utterances = utterances.divide("", options)
-        if options.filter_model is None:
-            return utterances
-        kept, dropped = drop_mismatched(
-            utterances.parts,
-            options.filter_model,
-            out / "hypotheses.jsonl",
-            filtered=options.filtered,
-            device=options.device,
-            batch_size=options.batch_size,
-            on_progress=lambda done, total: on_progress(f"{options.filter_model} has decoded {done:,} of {total:,}"),
-        )
-        return UtterancesByPart(kept, utterances.left_out + dropped)
+        return _filtered(utterances.divide("", options), options, out, on_progress, language="en")
 
     recorded = {
         "rules": options.rules,
@@ -142,7 +132,7 @@ def prepare_cgn(
         utterances = read_audio(
             items, corpus, out, skip_bad=options.skip_bad, on_progress=on_progress, outside=cgn.OUTSIDE
         )
-        return utterances.divide("", options)
+        return _filtered(utterances.divide("", options), options, out, on_progress, language="nl")
 
     recorded = {
         "audio": None if options.audio is None else str(options.audio.absolute()),
@@ -179,20 +169,50 @@ def prepare_speechocean762(
         on_progress("Reading")
         items = read_speechocean762(corpus)
         utterances = read_audio(items, corpus, out, skip_bad=options.skip_bad, on_progress=on_progress)
-        return utterances.divide("train", options)
+        return _filtered(utterances.divide("train", options), options, out, on_progress, language="en")
 
     return Preparation("speechocean762", corpus, _recorded(options)).write(out, build)
 
 
+def _filtered(
+    utterances: UtterancesByPart,
+    options: PreparationOptions,
+    out: Path,
+    on_progress: Progress,
+    language: str | None = None,
+) -> UtterancesByPart:
+    """Return the utterances that a recogniser hears as they are transcribed, if the options name one."""
+    if options.filter_model is None:
+        return utterances
+    kept, dropped = drop_mismatched(
+        utterances.parts,
+        options.filter_model,
+        out / "hypotheses.jsonl",
+        filtered=options.filtered,
+        thresholds=Thresholds.parse(options.filter_wer),
+        language=language,
+        device=options.device,
+        batch_size=options.batch_size,
+        on_progress=lambda done, total: on_progress(f"{options.filter_model} has decoded {done:,} of {total:,}"),
+    )
+    return UtterancesByPart(kept, utterances.left_out + dropped)
+
+
 def _recorded(options: PreparationOptions) -> dict[str, Any]:
-    """Return the options that all corpora have, as they stand in prepared.json."""
-    return {
+    """Return the options that all corpora have, as they stand in prepared.json: of the filter only where it is used."""
+    Thresholds.parse(options.filter_wer)  # a wrong one is told before anything is read
+    recorded: dict[str, Any] = {
         "where": options.where,
         "portions": options.portions,
         "seed": options.seed,
         "balance": options.balance,
         "skip_bad": options.skip_bad,
     }
+    if options.filter_model is not None:
+        recorded |= {"filter_model": options.filter_model, "filtered": options.filtered}
+        if options.filter_wer != PreparationOptions.model_fields["filter_wer"].default:
+            recorded["filter_wer"] = options.filter_wer
+    return recorded
 
 
 def _states(lists: Sequence[str], listings: Listings) -> list[list[str]]:
