@@ -324,9 +324,9 @@ def test_strict_rotations_of_equal_size_are_solved_together(monkeypatch):
     solved = []
     solve = ssvd.tuners.ssvd.solve_rotations
 
-    def recorded(theta, k):
+    def recorded(theta, *others):
         solved.append(len(theta))
-        return solve(theta, k)
+        return solve(theta, *others)
 
     monkeypatch.setattr(ssvd.tuners.ssvd, "solve_rotations", recorded)
     torch.manual_seed(0)

@@ -171,6 +171,18 @@ def test_the_counts_of_the_paper(name):
     assert METHODS["lora"].count(OWSM_1B, 32) == 40_626_752
 
 
+@pytest.mark.parametrize(("name", "share"), [("ssvd-o 25", 0.25), ("ssvd both", 0.5), ("ssvd-o 75", 0.75)])
+def test_the_budget_of_ssvd_outer_is_divided_between_the_sides(name, share):
+    method = METHODS[name]
+    portion = method.setting(OWSM_1B, Budget.parse("p=0.4"), OWSM_1B_PARAMETERS)
+    assert abs(method.count(OWSM_1B, portion) / 31_861_100 - 1) < 0.01
+    config = method.config(OWSM_1B, portion)
+    inner, outer = ((share * 1024) ** 2 for share in (portion, config.outer_portion or portion))
+    assert outer / (inner + outer) == pytest.approx(share, abs=0.005)
+    with pytest.raises(UserError, match="must lie between 0 and"):
+        method.setting(OWSM_1B, Budget.parse("portion=1.1"), OWSM_1B_PARAMETERS)
+
+
 def test_without_a_rotation_twice_the_parameters_are_matched_by_a_smaller_portion():
     none = METHODS["ssvd none"]
     portion = none.setting(OWSM_1B, Budget.parse("p=0.4"), OWSM_1B_PARAMETERS)

@@ -42,18 +42,18 @@ def saved(tmp_path):
     return save
 
 
-def other_routine(W, k):
+def other_routine(W, positions):
     """Decomposes by another routine, and gives the triplets other signs."""
     U, S, Vh = (torch.tensor(x) for x in scipy.linalg.svd(W.numpy(), full_matrices=False, lapack_driver="gesvd"))
     signs = torch.ones(len(S), dtype=S.dtype)
     signs[::2] = -1
-    return (U * signs)[:, :k], S[:k], (Vh.mT * signs)[:, :k]
+    return (U * signs)[:, positions], S[positions], (Vh.mT * signs)[:, positions]
 
 
 @configs
 def test_another_routine_with_other_signs_gives_the_same(config, saved, monkeypatch):
     folder, before = saved(config())
-    monkeypatch.setattr(basis_module, "_leading_triplets", other_routine)
+    monkeypatch.setattr(basis_module, "_triplets", other_routine)
     assert same(logits(PeftModel.from_pretrained(whisper(), folder)), before)
 
 
@@ -77,16 +77,16 @@ def test_equal_singular_values_in_another_order_give_the_same(config, order, sav
     model, found = equal_singular_values()
 
     def triplets(order):
-        def of(W, k):
+        def of(W, positions):
             U, S, V = found[W.float().sum().item()] if W.float().sum().item() in found else _nearest(found, W)
             permuted = [*order, *range(3, len(S))]
-            return U[:, permuted][:, :k], S[:k], V[:, permuted][:, :k]
+            return U[:, permuted][:, positions], S[positions], V[:, permuted][:, positions]
 
         return of
 
-    monkeypatch.setattr(basis_module, "_leading_triplets", triplets((1, 0, 2)))
+    monkeypatch.setattr(basis_module, "_triplets", triplets((1, 0, 2)))
     folder, before = saved(config(), model)
-    monkeypatch.setattr(basis_module, "_leading_triplets", triplets(order))
+    monkeypatch.setattr(basis_module, "_triplets", triplets(order))
     assert same(logits(PeftModel.from_pretrained(equal_singular_values()[0], folder)), before)
 
 
@@ -103,15 +103,15 @@ def _distance(triplets, W):
 @configs
 def test_equal_singular_values_with_vectors_turned_among_them_are_refused(config, saved, monkeypatch):
     folder, _ = saved(config())
-    own = basis_module._leading_triplets
+    own = basis_module._triplets
 
-    def turned(W, k):
-        U, S, V = own(W, k)
+    def turned(W, positions):
+        U, S, V = own(W, positions)
         turn = torch.linalg.qr(torch.randn(2, 2, dtype=W.dtype, generator=torch.Generator().manual_seed(0))).Q
         U[:, :2], V[:, :2] = U[:, :2] @ turn, V[:, :2] @ turn
         return U, S, V
 
-    monkeypatch.setattr(basis_module, "_leading_triplets", turned)
+    monkeypatch.setattr(basis_module, "_triplets", turned)
     with pytest.raises(ValueError, match=r'another singular basis.*basis="stored"'):
         PeftModel.from_pretrained(whisper(), folder)
 

@@ -76,7 +76,25 @@ def test_a_basis_holds_the_leading_triplets(m, n, seed, data):
     assert (basis.probe > 0).all()
 
 
+@given(m=sizes, n=sizes, seed=seeds, data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_the_tail_holds_the_last_triplets_and_the_ends_half_of_each(m, n, seed, data):
+    k = data.draw(st.integers(1, min(m, n)))
+    W, _, _, _ = draw_layer(m, n, k, "approx", seed)
+    values = torch.linalg.svdvals(W)
+    last = {"tail": k, "ends": k // 2}
+    for subspace, count in last.items():
+        basis = Basis.of(W, k, subspace=subspace)
+        assert torch.allclose(basis.U.mT @ W @ basis.V, torch.diag(basis.S))
+        assert torch.allclose(basis.S, torch.cat([values[: k - count], values[len(values) - count :]]))
+    if k <= min(m, n) // 2:  # nothing in common, so that one is never taken for the other
+        assert (Basis.of(W, k).V.mT @ Basis.of(W, k, subspace="tail").V).abs().max() < 1e-6
+
+
 def test_a_basis_refuses_a_size_or_a_method_that_does_not_exist():
+    for svd, subspace in (("exact", "middle"), ("randomized", "tail")):
+        with pytest.raises(ValueError, match=f"does not find the subspace '{subspace}'"):
+            Basis.of(torch.eye(3), 2, svd, subspace=subspace)
     with pytest.raises(ValueError, match="no basis of 4"):
         Basis.of(torch.randn(3, 5), 4)
     with pytest.raises(ValueError, match="svd must be one of"):
@@ -258,6 +276,30 @@ def test_sides(k, rotation, seed):
     assert torch.allclose(both, unscaled.mT @ core(theta[0], "input"))
 
 
+@given(inner=sizes, outer=sizes, rotation=rotations, seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_each_side_has_a_rank(inner, outer, rotation, seed):
+    """C = G_out^T (S + dS) G_in, where each G is the identity beyond its own directions."""
+    torch.manual_seed(seed)
+    k = max(inner, outer)
+    S, s = torch.rand(k, dtype=torch.float64), torch.randn(k, dtype=torch.float64)
+    ranks = Rotation(rotation, "both", (inner, outer))
+    thetas = [torch.randn(Rotation(rotation).size(rank), dtype=torch.float64) for rank in (inner, outer)]
+    theta = torch.cat(thetas)
+    assert len(theta) == ranks.size(k)
+    sides = []
+    for rank, part in zip((inner, outer), thetas, strict=True):
+        G = torch.eye(k, dtype=torch.float64)
+        one = torch.ones(rank, dtype=torch.float64)
+        G[:rank, :rank] = reference_core(one, part if len(part) else None, 0 * one, rotation)
+        sides.append(G)
+    C = torch.diag(S) + core_change(S, theta if len(theta) else None, s, ranks)
+    assert torch.allclose(C, sides[1].mT @ torch.diag(S + S * s) @ sides[0])
+    if rotation == "strict" and len(theta):
+        solved = solve_rotations(theta, k, ranks)
+        assert torch.allclose(torch.diag(S) + core_change(S, theta, s, ranks, solved), C)
+
+
 @given(k=sizes, side=st.sampled_from(SIDES), rotation=st.sampled_from(["approx", "neumann", "strict"]), seed=seeds)
 @settings(max_examples=60, deadline=None)
 def test_the_inverse_of_the_core(k, side, rotation, seed):
@@ -278,7 +320,7 @@ def test_rotations_that_were_solved_together(k, sides, seed):
     torch.manual_seed(seed)
     theta = torch.randn(5, sides * k * (k - 1) // 2, dtype=torch.float64, requires_grad=True)
     S, side = torch.rand(k, dtype=torch.float64), "both" if sides == 2 else "output"
-    together = solve_rotations(theta.view(5, sides, -1), k)
+    together = solve_rotations(theta, k, Rotation("strict", side))
     assert not together.requires_grad
 
     def change(i, solved):

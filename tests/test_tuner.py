@@ -5,6 +5,7 @@ Adapters are moved away from their start before anything is compared: at the sta
 
 import copy
 import io
+import json
 import pickle
 import re
 import subprocess
@@ -365,7 +366,7 @@ def test_several_adapters():
     assert torch.equal(model(X), first)
     assert not any("second" in name for name, _ in model.named_parameters())
     assert not any("second" in name for name, _ in model.named_buffers())
-    assert list(wide.ssvd_basis) == list(wide.rotation) == list(wide.svd) == ["default"]
+    assert list(wide.ssvd_basis) == list(wide.rotation) == list(wide.decomposition) == ["default"]
 
 
 def test_adapters_share_one_decomposition(monkeypatch):
@@ -653,6 +654,39 @@ def test_sides_of_the_rotation(rotation, side, tmp_path):
     assert torch.allclose(model(X), before, atol=1e-5)
 
 
+@pytest.mark.parametrize("rotation", ["approx", "strict"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rotate": "both", "outer_portion": 0.25},
+        {"rotate": "both", "outer_portion": 0.75},
+        {"subspace": "tail"},
+        {"subspace": "ends"},
+    ],
+    ids=lambda fields: " ".join(map(str, fields.values())),
+)
+@torch.no_grad()
+def test_ranks_of_the_sides_and_other_subspaces_travel_with_the_adapter(rotation, fields, tmp_path):
+    model = adapted(rotation, **fields)
+    before = model(X)
+    for layer in ssvd_layers(model):  # what the basis does not hold stays as it was
+        basis, change = layer.bases["default"], layer.weight - layer.base_layer.weight
+        U, V = basis.U[:, : basis.k], basis.V[:, : basis.k]
+        assert change.abs().max() > 1e-3 and torch.allclose(U @ (U.mT @ change @ V) @ V.mT, change, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(PeftModel.from_pretrained(layers(), tmp_path)(X), before)
+    model.merge_adapter()
+    assert torch.allclose(model(X), before, atol=1e-5)
+    # The same parameters with another choice of triplets or sides would be another function.
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config |= {"subspace": "top", "outer_portion": None} if "subspace" in fields else {
+        "portion": fields["outer_portion"], "outer_portion": config["portion"]
+    }  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"another base model|other settings"):
+        PeftModel.from_pretrained(layers(), tmp_path)
+
+
 def test_padded_bases(tmp_path):
     """With k = 60, U and V have four columns of zeros."""
 
@@ -740,6 +774,10 @@ def test_without_scale_only_the_rotation_is_trained():
         ({"rank": 0}, "`rank` must be a positive integer"),
         ({"rotation": "cayley"}, "`rotation` must be one of approx, neumann, strict, none"),
         ({"svd": "fast"}, "`svd` must be one of exact, randomized"),
+        ({"subspace": "middle"}, "`subspace` must be one of top, tail, ends"),
+        ({"subspace": "tail", "svd": "randomized"}, "finds the first triplets only, not 'tail'"),
+        ({"outer_portion": 0.2}, "`outer_portion` needs `rotate=.both.`, not 'input'"),
+        ({"outer_portion": 0.0, "rotate": "both"}, "portion 0.0 .outer_portion."),
         ({"target_modules": "q", "layers_to_transform": [0]}, "`layers_to_transform` cannot be used"),
         ({"target_modules": "q", "layers_pattern": "h"}, "`layers_pattern` cannot be used"),
         ({"target_modules": ["q"], "layers_pattern": "h"}, "`layers_to_transform` must also be specified"),

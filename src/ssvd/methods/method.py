@@ -21,8 +21,6 @@ Shape = tuple[int, int]
 Shapes = Mapping[str, Shape]
 """Shapes of linear layers by their names."""
 
-# The rotation of the paper, by which budgets in portions are counted.
-PAPER_ROTATION = Rotation()
 # How far a count may be from its budget: the block sizes of OFT are a third apart.
 TOLERANCE = 0.25
 
@@ -118,7 +116,8 @@ class Method:
         if budget.is_setting:
             return self._stated_setting(settings, budget)
         target = _target(budget, shapes, model_parameters)
-        if self.unit == "portion" and budget.unit == "p" and self.count(shapes, budget.value) == target:
+        states_portion = self.unit == "portion" and budget.unit == "p" and budget.value <= settings[-1]
+        if states_portion and self.count(shapes, budget.value) == target:
             return budget.value
         after = bisect_left(settings, target, key=lambda setting: self.count(shapes, setting))
         near = settings[max(0, after - 1) : after + 1]
@@ -136,7 +135,7 @@ class Method:
             raise UserError(f"The method {self.name!r} is set by {self.unit}=, not by {budget.unit}=.")
         low, high = settings[0], settings[-1]
         if self.unit == "portion":
-            low, is_allowed = 0, budget.value <= 1
+            low, is_allowed = 0, budget.value <= high
         else:
             is_allowed = budget.value in settings
         if not is_allowed:
@@ -148,10 +147,10 @@ class Method:
         return budget.value
 
 
-def ssvd_parameters(shapes: Shapes, portion: float, rotation: Rotation = PAPER_ROTATION) -> int:
-    """Count what SSVD trains at a portion, by which other methods are measured too."""
+def ssvd_parameters(shapes: Shapes, portion: float) -> int:
+    """Count what SSVD as in the paper trains at a portion, by which other methods are measured too."""
     ranks = (portion_rank(portion, min(shape)) for shape in shapes.values())
-    return sum(k + rotation.size(k) for k in ranks)
+    return sum(k + Rotation().size(k) for k in ranks)
 
 
 def _target(budget: Budget, shapes: Shapes, model_parameters: int) -> int:

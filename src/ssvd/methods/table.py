@@ -12,8 +12,8 @@ from typing import Any, Literal
 from peft import LoraConfig, OFTConfig, OSFConfig, PeftConfig, PsoftConfig, VeraConfig
 
 from ssvd.errors import UserError
-from ssvd.methods.method import Method, Shape, Shapes, Trained, ssvd_parameters
-from ssvd.spectral import Form, Rotation, pattern_size, step_products
+from ssvd.methods.method import Method, Shape, Shapes, Trained
+from ssvd.spectral import Form, Subspace, pattern_size, step_products
 from ssvd.tuners import Rotated, SSVDConfig, SVFTConfig, portion_rank
 
 
@@ -43,27 +43,45 @@ def _twice(rank: int) -> float:
 # -- rows; each function makes one
 
 
-def _ssvd(name: str, form: Form = "approx", side: Rotated = "input") -> Method:
-    rotation = Rotation(form, "input" if side == "smaller" else side)  # either side has as many parameters
+def _ssvd(
+    name: str,
+    form: Form = "approx",
+    side: Rotated = "input",
+    subspace: Subspace = "top",
+    outer_share: float | None = None,
+    paper: str = "2509.02830",
+) -> Method:
+    """Make a row of SSVD; of the rotations' parameters, `outer_share` belong to the output side."""
+    # A rotation of k directions has about k^2 / 2 parameters.
+    ratio = None if outer_share is None else math.sqrt(outer_share / (1 - outer_share))
 
     def settings(shapes: Shapes) -> Sequence[float]:
         r = _largest_rank(shapes)
-        return [k / r for k in range(1, r + 1)]
+        return [k / r for k in range(1, r + 1) if k * max(1, ratio or 0) <= r]
+
+    def config(shapes: Shapes, portion: float) -> SSVDConfig:
+        return SSVDConfig(
+            portion=portion,
+            outer_portion=None if ratio is None else ratio * portion,
+            rotation=form,
+            rotate=side,
+            subspace=subspace,
+            target_modules=list(shapes),
+        )
 
     def count(shapes: Shapes, portion: float) -> int:
-        return ssvd_parameters(shapes, portion, rotation)
-
-    def config(shapes: Shapes, portion: float) -> PeftConfig:
-        return SSVDConfig(portion=portion, rotation=form, rotate=side, target_modules=list(shapes))
+        rotation_of = config(shapes, portion).rotation_of
+        return sum(k + rotation.size(k) for k, rotation in (rotation_of("", *shape) for shape in shapes.values()))
 
     def products(shape: Shape, portion: float, tokens: int) -> int:
-        return step_products(tokens, *shape, portion_rank(portion, min(shape)), has_inverse=form != "none")
+        k = portion_rank(portion * max(1, ratio or 0), min(shape))
+        return step_products(tokens, *shape, k, has_inverse=form != "none")
 
     # The paper's rates, 1e-4 to 1e-3 at k from 227 to 409, are for K itself; ssvd.spectral.rotation converts them.
     rates = (7e-4, 2e-3, 6e-3)
     return Method(
         name,
-        "2509.02830",
+        paper,
         rates,
         Trained.ADAPTER,
         "portion",
@@ -237,6 +255,11 @@ METHODS = {
         _ssvd("ssvd output", side="output"),
         _ssvd("ssvd both", side="both"),
         _ssvd("ssvd smaller", side="smaller"),
+        # Both sides with budgets of their own; "ssvd both" divides it equally.
+        _ssvd("ssvd-o 25", side="both", outer_share=0.25, paper="2601.12600"),
+        _ssvd("ssvd-o 75", side="both", outer_share=0.75, paper="2601.12600"),
+        _ssvd("ssvd tail", subspace="tail", paper="2606.09342"),
+        _ssvd("ssvd ends", subspace="ends"),
         # alpha = 2 r is common with PEFT, and the setting of SSVD's authors; PiSSA's own is alpha = r.
         _lora("lora", "2106.09685", (3e-4, 1e-3, 3e-3), _twice),
         # Its authors' ratio of the two rates is 16.

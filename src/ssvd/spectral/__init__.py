@@ -1,6 +1,6 @@
 """The mathematics of SSVD and SVFT: bases, cores and the adapted linear map; imports torch only."""
 
-from ssvd.spectral.basis import SVD_METHODS, Basis
+from ssvd.spectral.basis import SUBSPACES, SVD_METHODS, Basis, Subspace
 from ssvd.spectral.cache import cached_basis
 from ssvd.spectral.linear import compute_dtype, effective_weight, plan_step, spectral_linear
 from ssvd.spectral.pattern import PATTERNS, checksum, pattern_positions, pattern_size, sparse_change
@@ -22,12 +22,14 @@ __all__ = [
     "PATTERNS",
     "ROTATIONS",
     "SIDES",
+    "SUBSPACES",
     "SVD_METHODS",
     "Basis",
     "Form",
     "Plan",
     "Rotation",
     "Side",
+    "Subspace",
     "cached_basis",
     "checksum",
     "compute_dtype",

@@ -1,13 +1,16 @@
-"""The frozen basis of an adapted layer: the top-k singular triplets of its weight."""
+"""The frozen basis of an adapted layer: k singular triplets of its weight, by default the first."""
 
 import math
 from collections.abc import Callable
 from itertools import combinations
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 SVD_METHODS = ("exact", "randomized")
+Subspace = Literal["top", "tail", "ends"]
+SUBSPACES: tuple[Subspace, ...] = get_args(Subspace)
 
 # Singular values with a smaller relative distance count as equal: their order is made canonical.
 NEARLY_EQUAL = 1e-7
@@ -21,7 +24,10 @@ _ALL_SIGNS = 4
 
 
 class Basis(nn.Module):
-    """Top-k singular triplets of a frozen weight W of shape (m, n): `W = U S V^T` in arXiv 2509.02830, section III.
+    """k singular triplets of a frozen weight W of shape (m, n): `W = U S V^T` in arXiv 2509.02830, section III.
+
+    They are the first k; or, as the subspace "tail", the last k, which carry the least energy (arXiv 2606.09342); or,
+    as "ends", the first k - floor(k/2) and the last floor(k/2).
 
     The signs of a pair (u_i, v_i) and the order of triplets with equal singular values are arbitrary, and differ
     between devices and libraries, but the trained parameters depend on them. So both are made canonical by the *probe*,
@@ -57,7 +63,7 @@ class Basis(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, weight: Tensor, k: int, svd: str = "exact", seed: int = 0) -> "Basis":
+    def of(cls, weight: Tensor, k: int, svd: str = "exact", seed: int = 0, *, subspace: Subspace = "top") -> "Basis":
         """Decompose a weight in float64, on its device if that supports float64, else on the CPU.
 
         In float32 the vectors of close singular values would differ between machines: by 2 % and more at a relative
@@ -69,20 +75,26 @@ class Basis(nn.Module):
             svd: "exact", or "randomized": subspace iteration on k + 16 random directions, which only approximates the
                 last of the k triplets and is cheaper only if k is far below min(m, n).
             seed: Random seed of the directions, which are drawn on the CPU: the same for every device.
+            subspace: "top", "tail" or "ends", which triplets; the randomised decomposition finds the first alone.
 
         Raises:
-            ValueError: k is out of range, or `svd` is unknown.
+            ValueError: k is out of range, or `svd` or `subspace` is unknown, or they do not go together.
         """
         if not 1 <= k <= min(weight.shape):
             raise ValueError(f"a weight of shape {tuple(weight.shape)} has no basis of {k} singular triplets")
         if svd not in SVD_METHODS:
             raise ValueError(f"svd must be one of {', '.join(SVD_METHODS)}, not {svd!r}")
+        if subspace not in SUBSPACES or (svd == "randomized" and subspace != "top"):
+            raise ValueError(f"the {svd} decomposition does not find the subspace {subspace!r}")
         if weight.is_meta:  # only shapes, to count parameters or to be loaded over
             (m, n), S = weight.shape, weight.new_empty(k, dtype=torch.promote_types(weight.dtype, torch.float32))
             return cls(weight.new_empty(m, k), S, weight.new_empty(n, k), S.float(), k)
         W = weight.detach()
         W = (W.cpu() if W.device.type == "mps" else W).double()
-        U, S, V = _leading_triplets(W, k) if svd == "exact" else _randomized_svd(W, k, seed)
+        if svd == "randomized":
+            U, S, V = _randomized_svd(W, k, seed)
+        else:
+            U, S, V = _triplets(W, _positions(k, min(W.shape), subspace))
         U, S, V, probe = canonical(U, S, V)
         U, V = (vectors.to(weight.device, weight.dtype).contiguous() for vectors in (U, V))
         S = S.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
@@ -238,7 +250,13 @@ def _direction(V: Tensor) -> Tensor:
     return (math.sqrt(2) * torch.cos(2 * math.pi * torch.frac(phi * j * j))).to(V)
 
 
-def _leading_triplets(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _positions(k: int, r: int, subspace: Subspace) -> list[int]:
+    """Return which of r triplets in descending order are taken, ascending."""
+    last = {"top": 0, "tail": k, "ends": k // 2}[subspace]
+    return [*range(k - last), *range(r - last, r)]
+
+
+def _triplets(W: Tensor, positions: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (m, k), S (k,), V (n, k) of a float64 weight, from the eigenvectors of its smaller Gram matrix.
 
     That takes a fifth of the time of an SVD for a 1:4 layer, but squares the condition number. float64 is precise
@@ -246,11 +264,11 @@ def _leading_triplets(W: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     tall = W.shape[0] >= W.shape[1]
     eigenvalues, vectors = torch.linalg.eigh(W.mT @ W if tall else W @ W.mT)  # in ascending order
-    S = eigenvalues.clamp(min=0).sqrt()
-    if not bool(S[-k] > 1e-2 * S[-1]):
+    S = eigenvalues.clamp(min=0).sqrt().flip(0)
+    if not bool(S[positions[-1]] > 1e-2 * S[0]):
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-        return U[:, :k], S[:k], Vh[:k].mT
-    near = vectors[:, -k:].flip(1)
+        return U[:, positions], S[positions], Vh[positions].mT
+    near = vectors.flip(1)[:, positions]
     far = (W if tall else W.mT) @ near
     S = torch.linalg.vector_norm(far, dim=0)
     return (far / S, S, near) if tall else (near, S, far / S)

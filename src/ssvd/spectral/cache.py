@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssvd.spectral.basis import Basis
+from ssvd.spectral.basis import Basis, Subspace
 
 # Part of the file names; raise it when `Basis.of` computes something else.
 _VERSION = 2
@@ -24,15 +24,16 @@ _SMALLEST = 256
 _PARTS = ("U", "S", "V", "probe")
 
 
-def cached_basis(weight: Tensor, k: int, svd: str = "exact") -> Basis:
-    """Return `Basis.of(weight, k, svd)`, read from the cache if it was computed before."""
+def cached_basis(weight: Tensor, k: int, svd: str = "exact", subspace: Subspace = "top") -> Basis:
+    """Return `Basis.of(weight, k, svd, subspace=subspace)`, read from the cache if it was computed before."""
     folder = cache_folder()
     if folder is None or min(weight.shape) < _SMALLEST or weight.is_meta:
-        return Basis.of(weight, k, svd)
-    path = folder / f"{_hash(weight.detach(), k, svd)}.safetensors"
+        return Basis.of(weight, k, svd, subspace=subspace)
+    settings = (k, svd) if subspace == "top" else (k, svd, subspace)  # the names of older files
+    path = folder / f"{_hash(weight.detach(), *settings)}.safetensors"
     tensors = _read(path)
     if tensors is None:
-        basis = Basis.of(weight, k, svd)
+        basis = Basis.of(weight, k, svd, subspace=subspace)
         _write(path, {name: getattr(basis, name) for name in _PARTS})
         return basis
     U, S, V, probe = (tensors[name].to(weight.device) for name in _PARTS)

@@ -13,6 +13,9 @@ K itself, the norm of K, which determines the change of the output, would move b
 rate would suit every k. So the parameter theta is K in units of `step(k)`, K = theta * step(k), and the parameter s is
 the relative change of the singular values, dS = S * s. A learning rate of the paper (arXiv 2509.02830), which applies
 to K itself, becomes `learning_rate / step(k)` here: the paper's 1e-4 is 2e-3 at k = 409.
+
+Ranks. SSVD-Outer (arXiv 2601.12600) has a budget for each side of "both". Here, of the k triplets, G_in
+rotates the first input directions and G_out the first output directions, as many as `Rotation.ranks` states.
 """
 
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssvd.spectral.pattern import sparse_change
@@ -44,10 +47,13 @@ class Rotation:
         form: "approx", G = I - 2K; "strict", G = (I - K)(I + K)^-1, orthogonal; "neumann", the strict form with the
             first four terms of the series for (I + K)^-1, where "approx" has one; "none", G free.
         side: "input", "output" or "both"; see the top of the module.
+        ranks: For the side "both", how many of the k directions of the input and of the output are rotated; None for
+            all. The larger one is k.
     """
 
     form: Form = "approx"
     side: Side = "input"
+    ranks: tuple[int, int] | None = None
 
     @property
     def sides(self) -> int:
@@ -60,9 +66,28 @@ class Rotation:
         A skew-symmetric K has k(k-1)/2; a free G has k^2. With k = 1, every form has none: there is nothing to rotate,
         and a free G would repeat the scale.
         """
+        return sum(self._entries(rank) for rank in self.ranks or (k,) * self.sides)
+
+    def _entries(self, k: int) -> int:
         if k == 1:
             return 0
-        return self.sides * (k * k if self.form == "none" else k * (k - 1) // 2)
+        return k * k if self.form == "none" else k * (k - 1) // 2
+
+    def generators(self, theta: Tensor, k: int) -> Tensor:
+        """Compute K of each side, or G - I for the form "none": (..., sides, k, k) of theta (..., size(k))."""
+        if self.ranks is None:
+            return self._generator(theta.unflatten(-1, (self.sides, -1)), k)
+        parts = theta.split([self._entries(rank) for rank in self.ranks], -1)
+        built = [self._generator(part, rank) for part, rank in zip(parts, self.ranks, strict=True)]
+        return torch.stack([nn.functional.pad(K, 2 * (0, k - K.shape[-1])) for K in built], -3)
+
+    def _generator(self, theta: Tensor, k: int) -> Tensor:
+        if self._entries(k) == 0:
+            return theta.new_zeros(*theta.shape[:-1], k, k)
+        if self.form == "none":
+            free: Tensor = theta.unflatten(-1, (k, k)) * step(k)
+            return free
+        return _skew(theta, k)
 
 
 def core_change(
@@ -141,30 +166,27 @@ def orthogonality_error(theta: Tensor, k: int, rotation: Rotation) -> float:
 
 
 @torch.no_grad()
-def solve_rotations(theta: Tensor, k: int) -> Tensor:
+def solve_rotations(theta: Tensor, k: int, rotation: Rotation) -> Tensor:
     """Compute `G - I` of many strict rotations at once.
 
     Args:
-        theta: (..., k(k-1)/2); see `core_change`.
+        theta: (..., rotation.size(k)); see `core_change`.
         k: Size of the rotations.
+        rotation: Their form and side.
 
     Returns:
-        (..., k, k), in float32 (float64 if theta is float64).
+        (..., sides, k, k), in float32 (float64 if theta is float64).
     """
-    return _Cayley.solve(_skew(theta, k))
+    return _Cayley.solve(rotation.generators(theta, k))
 
 
 def _rotation_changes(theta: Tensor, k: int, rotation: Rotation, solved: Tensor | None = None) -> Tensor:
     """Compute `H = G - I` for each side, (1 or 2, k, k)."""
-    theta = theta.view(rotation.sides, -1)
+    K = rotation.generators(theta, k)
     if rotation.form == "none":
-        free: Tensor = theta.unflatten(-1, (k, k)) * step(k)
-        return free
-    K = _skew(theta, k)
+        return K
     if rotation.form == "strict":
-        result: Tensor = _Cayley.apply(  # type: ignore[no-untyped-call]
-            K, None if solved is None else solved.view_as(K)
-        )
+        result: Tensor = _Cayley.apply(K, solved)  # type: ignore[no-untyped-call]
         return result
     # (I - K)(I + K)^-1 - I = -2 (K - K^2 + K^3 - ...)
     series = K

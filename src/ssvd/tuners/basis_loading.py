@@ -42,7 +42,7 @@ def _decompose_loaded_weight(layer: CoreLayer, loaded: Tensor | None, name: str)
         raise ValueError(f"Unmerge the adapters before another base weight is loaded into {name}.")
     loaded = layer.as_matrix(loaded.detach().to(loaded.device if weight.is_meta else weight.device, weight.dtype))
     for adapter_name, basis in list(layer.bases.items()):
-        new = cached_basis(loaded, basis.k, layer.svd[adapter_name])
+        new = cached_basis(loaded, basis.k, *layer.decomposition[adapter_name])
         layer.bases[adapter_name] = new.narrow(basis.k, len(basis.fingerprint), basis.stored).padded()
         layer.follow_new_basis(adapter_name)
 

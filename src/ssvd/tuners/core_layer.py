@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ssvd.spectral import Basis, cached_basis
+from ssvd.spectral import Basis, Subspace, cached_basis
 from ssvd.tuners.config import SpectralConfig
 from ssvd.tuners.memo import Memo
 
@@ -44,7 +44,7 @@ class CoreLayer(nn.Module, BaseTunerLayer):
         self.fan_in_fan_out = fan_in_fan_out
         # PEFT saves what has the method's name in its own name.
         setattr(self, f"{self.method}_basis", nn.ModuleDict())
-        self.svd: dict[str, str] = {}
+        self.decomposition: dict[str, tuple[str, Subspace]] = {}
         self.token_stride: dict[str, int] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -93,28 +93,32 @@ class CoreLayer(nn.Module, BaseTunerLayer):
         self._basis_fits(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def set_basis(self, adapter_name: str, config: SpectralConfig, k: int, svd: str, trained: int) -> None:
-        """Give an adapter the top k triplets: those of another adapter if it has them, else a new decomposition.
+    def set_basis(
+        self, adapter_name: str, config: SpectralConfig, k: int, svd: str, subspace: Subspace, trained: int
+    ) -> None:
+        """Give an adapter its k triplets: those of another adapter if it has them, else a new decomposition.
 
         Args:
             adapter_name: Name of the adapter.
             config: Its configuration.
             k: Number of triplets.
             svd: Kind of the decomposition, "exact" or "randomized".
+            subspace: Which triplets; see `ssvd.spectral.Basis`.
             trained: Number of parameters of the adapter in this layer; the fingerprint takes less than 2 % of that.
         """
         groups, stored = min(k, max(4, trained // 60)), config.basis == "stored"
-        self.svd[adapter_name] = svd
-        self.bases[adapter_name] = self._decompose(k, svd).narrow(k, groups, stored).padded()
+        self.decomposition[adapter_name] = svd, subspace
+        self.bases[adapter_name] = self._decompose(k, svd, subspace).narrow(k, groups, stored).padded()
 
-    def _decompose(self, k: int, svd: str) -> Basis:
+    def _decompose(self, k: int, svd: str, subspace: Subspace) -> Basis:
         for name, basis in self.bases.items():
             # The first triplets of a larger randomised decomposition are not those of a smaller one.
-            same = self.svd.get(name) == svd and (basis.k == k or (svd == "exact" and basis.k > k))
+            holds_more = basis.k > k and (svd, subspace) == ("exact", "top")
+            same = self.decomposition.get(name) == (svd, subspace) and (basis.k == k or holds_more)
             if same and basis.is_canonical:
                 return basis
         weight = self.get_base_layer().weight if self._unmerged_weight is None else self._unmerged_weight
-        return cached_basis(self.as_matrix(weight), k, svd)
+        return cached_basis(self.as_matrix(weight), k, svd, subspace)
 
     def as_matrix(self, weight: Tensor) -> Tensor:
         """Return a stored weight as (out, in); a kernel (out, in, width) is the matrix (out, in x width) on patches."""

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from ssvd.spectral import (
     ROTATIONS,
     SIDES,
+    SUBSPACES,
     SVD_METHODS,
     Form,
     Rotation,
     Side,
+    Subspace,
     core_change,
     core_inverse,
     orthogonality_error,
@@ -52,6 +54,11 @@ class SSVDConfig(SpectralConfig):
         rotate: Which basis G rotates: "input", as in the paper; "output", G^T (S + dS) instead of (S + dS) G; "both",
             with a G for each side, which trains k^2 numbers a layer (2 k^2 + k with rotation "none"); "smaller", that
             of the space with fewer dimensions, as in the authors' code: the input where both have as many.
+        outer_portion: With rotate "both", the share of triplets whose output directions are rotated, where `portion` is
+            the share whose input directions are; k follows from the larger one. None for the same share. SSVD-Outer
+            (arXiv 2601.12600) divides its budget in this way; its abstract alone was read, so the definition is ours.
+        subspace: Which triplets: "top", the first, as in the paper; "tail", the last, against forgetting
+            (arXiv 2606.09342); "ends", half of each.
         train_scale: Whether dS is trained, or only the rotation.
         svd: "exact", or "randomized", which is cheaper where k is far below r and approximates the last triplets.
 
@@ -89,6 +96,16 @@ class SSVDConfig(SpectralConfig):
             "help": "Which singular basis G rotates: that of the input, of the output, of both, or of the smaller one."
         },
     )
+    outer_portion: float | None = field(
+        default=None,
+        metadata={
+            "help": "With rotate both, the share of triplets whose output directions are rotated; None for portion."
+        },
+    )
+    subspace: Subspace = field(
+        default="top",
+        metadata={"help": "Which triplets are adapted: top, the first; tail, the last; ends, half of each."},
+    )
     train_scale: bool = field(default=True, metadata={"help": "Whether the singular values are trained."})
     svd: Literal["exact", "randomized"] = field(
         default="exact", metadata={"help": "How the weights are decomposed; randomized suits k far below r."}
@@ -96,7 +113,8 @@ class SSVDConfig(SpectralConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for where, portion in {"portion": self.portion, **self.portion_pattern}.items():
+        outer = {} if self.outer_portion is None else {"outer_portion": self.outer_portion}
+        for where, portion in {"portion": self.portion, **outer, **self.portion_pattern}.items():
             if not 0 < portion <= 1:
                 raise ValueError(f"The portion {portion} ({where}) must lie above 0 and be at most 1.")
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
@@ -104,14 +122,14 @@ class SSVDConfig(SpectralConfig):
         self.check_choice("rotation", ROTATIONS)
         self.check_choice("rotate", ROTATED)
         self.check_choice("svd", SVD_METHODS)
-
-    def rotation_of(self, out_features: int, in_features: int) -> Rotation:
-        """Return form and side of the rotation in a layer of this shape."""
-        smaller: Side = "input" if out_features >= in_features else "output"
-        return Rotation(self.rotation, smaller if self.rotate == "smaller" else self.rotate)
+        self.check_choice("subspace", SUBSPACES)
+        if outer and self.rotate != "both":
+            raise ValueError(f'`outer_portion` needs `rotate="both"`, not {self.rotate!r}.')
+        if (self.svd, self.subspace) not in _DECOMPOSITIONS:
+            raise ValueError(f"The randomized decomposition finds the first triplets only, not {self.subspace!r}.")
 
     def rank_of(self, layer: str, out_features: int, in_features: int) -> int:
-        """Number k of singular triplets that a layer of this name and shape is adapted in.
+        """Return the number of singular triplets of a layer of this name and shape that `portion` or `rank` states.
 
         Raises:
             ValueError: `rank` exceeds the number of triplets of the layer.
@@ -124,6 +142,24 @@ class SSVDConfig(SpectralConfig):
             return self.rank
         return portion_rank(self.portion if portion is None else portion, r)
 
+    def rotation_of(self, layer: str, out_features: int, in_features: int) -> tuple[int, Rotation]:
+        """Return the number k of triplets that a layer of this name and shape is adapted in, and their rotation.
+
+        Raises:
+            ValueError: `rank` exceeds the number of triplets of the layer.
+        """
+        inner = self.rank_of(layer, out_features, in_features)
+        smaller: Side = "input" if out_features >= in_features else "output"
+        side = smaller if self.rotate == "smaller" else self.rotate
+        if self.outer_portion is None:
+            return inner, Rotation(self.rotation, side)
+        outer = portion_rank(self.outer_portion, min(out_features, in_features))
+        return max(inner, outer), Rotation(self.rotation, side, (inner, outer))
+
+
+# What `svd` and `subspace` may be together; adapters store the index.
+_DECOMPOSITIONS = (("exact", "top"), ("randomized", "top"), ("exact", "tail"), ("exact", "ends"))
+
 
 def portion_rank(portion: float, r: int) -> int:
     """Return k = max(1, floor(p r)), computed in decimal: 0.29 of 100 is 29, although the binary product is less."""
@@ -133,16 +169,19 @@ def portion_rank(portion: float, r: int) -> int:
 class _Variant(nn.Module):
     """The settings of an adapter that the shapes of its parameters do not show, as a number that is saved with them.
 
-    With other settings the same parameters would compute another function. The number is below 128, which every dtype
-    represents exactly. The order of the choices must not change, since adapters store it.
+    With other settings the same parameters would compute another function. The number is below 256, which every dtype
+    represents exactly. Its digits must not change, since adapters store it.
     """
 
     number: Tensor
 
-    def __init__(self, config: SSVDConfig, device: torch.device) -> None:
+    def __init__(self, config: SSVDConfig, rotation: Rotation, device: torch.device) -> None:
         super().__init__()
-        form, side, svd = ROTATIONS.index(config.rotation), ROTATED.index(config.rotate), SVD_METHODS.index(config.svd)
-        self.value = float(form + 8 * (side + 4 * (svd + 2 * config.train_scale)))  # remains known on the meta device
+        inner, outer = rotation.ranks or (0, 0)
+        high, low = divmod(_DECOMPOSITIONS.index((config.svd, config.subspace)), 2)
+        number = ROTATIONS.index(rotation.form) + 4 * (outer > inner) + 8 * ROTATED.index(config.rotate)
+        number += 32 * low + 64 * config.train_scale + 128 * high
+        self.value = float(number)  # remains known on the meta device
         self.register_buffer("number", torch.tensor(self.value, device=device))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -165,7 +204,7 @@ class SSVDLinear(SpectralLayer):
 
     method = "ssvd"
     adapter_layer_names = ("ssvd_theta", "ssvd_s")
-    other_param_names = ("ssvd_basis", "ssvd_variant", "rotation", "svd", "token_stride", "_fits", "_solved")
+    other_param_names = ("ssvd_basis", "ssvd_variant", "rotation", "decomposition", "token_stride", "_fits", "_solved")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
@@ -177,8 +216,7 @@ class SSVDLinear(SpectralLayer):
 
     def create_core(self, adapter_name: str, config: SSVDConfig, layer: str) -> None:
         """Create the trained parameters of an adapter in this layer; see `SpectralLayer`."""
-        k = config.rank_of(layer, self.out_features, self.in_features)
-        rotation = config.rotation_of(self.out_features, self.in_features)
+        k, rotation = config.rotation_of(layer, self.out_features, self.in_features)
         size = rotation.size(k)
         if not size and not config.train_scale:
             raise ValueError(
@@ -186,8 +224,9 @@ class SSVDLinear(SpectralLayer):
                 "so set `train_scale=True`, or a larger `portion` or `rank`."
             )
         self.rotation[adapter_name] = rotation
-        self.ssvd_variant[adapter_name] = _Variant(config, self.get_base_layer().weight.device)
-        self.set_basis(adapter_name, config, k, config.svd, trained=size + k * config.train_scale)
+        self.ssvd_variant[adapter_name] = _Variant(config, rotation, self.get_base_layer().weight.device)
+        trained = size + k * config.train_scale
+        self.set_basis(adapter_name, config, k, config.svd, config.subspace, trained)
         weight = self.get_base_layer().weight
         for parameters, count in ((self.ssvd_theta, size), (self.ssvd_s, k * config.train_scale)):
             if count:
@@ -212,7 +251,8 @@ class SSVDLinear(SpectralLayer):
         if stored is not None and not stored.is_meta and float(stored) != self.ssvd_variant[adapter_name].value:
             raise ValueError(
                 f"The adapter was trained with other settings in {layer} than its configuration states: `rotation`, "
-                "`rotate`, `train_scale` or `svd` differ. Use the configuration that was saved with it."
+                "`rotate`, `outer_portion`, `subspace`, `train_scale` or `svd` differ. Use the configuration that was "
+                "saved with it."
             )
 
     def solved(self, adapter_name: str) -> Tensor | None:
@@ -240,9 +280,10 @@ class SSVDLinear(SpectralLayer):
     def _solve(adapters: "list[tuple[SSVDLinear, str]]") -> Tensor:
         """Solve strict rotations of equal size, remember the solutions, and return the first."""
         layer, name = adapters[0]
-        S, sides = layer.bases[name].S, layer.rotation[name].sides
+        S = layer.bases[name].S
         thetas = [layer.ssvd_theta[name] for layer, name in adapters]
-        solved = solve_rotations(torch.stack([theta.detach().view(sides, -1).to(S.dtype) for theta in thetas]), len(S))
+        stacked = torch.stack([theta.detach().to(S.dtype) for theta in thetas])
+        solved = solve_rotations(stacked, len(S), layer.rotation[name])
         for (layer, name), theta, H in zip(adapters, thetas, solved, strict=True):
             layer._solved[name].set(H, [theta])
             _used.discard(layer)

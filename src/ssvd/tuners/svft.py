@@ -85,7 +85,7 @@ class SVFTLinear(SpectralLayer):
 
     method = "svft"
     adapter_layer_names = ("svft_M",)
-    other_param_names = ("svft_basis", "svft_pattern", "patterns", "svd", "token_stride", "_fits")
+    other_param_names = ("svft_basis", "svft_pattern", "patterns", "decomposition", "token_stride", "_fits")
 
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
@@ -98,7 +98,7 @@ class SVFTLinear(SpectralLayer):
         k = min(self.out_features, self.in_features)
         size = pattern_size(k, config.pattern, config.off_diagonals)
         # The checksum takes the place of one number of the fingerprint.
-        self.set_basis(adapter_name, config, k, "exact", trained=size - 60)
+        self.set_basis(adapter_name, config, k, "exact", "top", trained=size - 60)
         self.patterns[adapter_name] = _Pattern(config.pattern, config.off_diagonals, config.seed)
         self.follow_new_basis(adapter_name)
         weight, scale = self.get_base_layer().weight, self.bases[adapter_name].S.mean()
