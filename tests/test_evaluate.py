@@ -1,6 +1,9 @@
 """Base and adapted models side by side on corpora; transcripts of files of any length."""
 
+import base64
+import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -34,10 +37,48 @@ def evaluated(run, tmp_path_factory, embedded, corpora):
     out = tmp_path_factory.mktemp("evaluation")
     paths = [str(path) for path in corpora.values()]
     evaluations, skipped = evaluate(
-        str(embedded), paths, adapters=[run], by=["speaker", "accent"], out=out, device="cpu"
+        str(embedded),
+        paths,
+        adapters=[run],
+        by=["speaker", "accent"],
+        out=out,
+        page=out / "page.html",
+        device="cpu",
     )
     assert not skipped
     return out, evaluations
+
+
+def test_the_page_counts_the_errors_of_each_word_and_plays_the_worst_utterances(evaluated, corpora):
+    out, evaluations = evaluated
+    page = (out / "page.html").read_text()
+    assert "Plotly" not in page.split("<script")[0] and len(page) < 4_000_000, "no charts, so no library for them"
+    base, adapted = evaluations[:2]
+    missed = [evaluation.word_errors.missed() for evaluation in (base, adapted)]
+    word, count = missed[1].most_common(1)[0]
+    cells = (word, base.word_errors.said[word], missed[0][word], count)
+    row = re.search(rf"<tr><td>{word}</td>(<td.*?)</tr>", page)[1]
+    assert [int(cell) for cell in re.findall(r">(\d+)</td>", row)] == list(cells[1:])
+    rows = [json.loads(line) for line in (out / "hypotheses" / "run-child-metadata.jsonl").read_text().splitlines()]
+    scores = {row["id"]: score([row["reference"]], [row["hypothesis"]], normaliser="english") for row in rows}
+    errors = {name: s.substitutions + s.deletions + s.insertions for name, s in scores.items()}
+    shown = re.findall(r"<p>(\S+?)(?:, speaker \S+)?: (\d+) → (\d+) word errors", page.split("adult-metadata</h2>")[0])
+    assert {name: errors[name] for name, _, _ in shown} == {name: int(number) for name, _, number in shown}
+    assert min(int(number) for _, _, number in shown) >= sorted(errors.values())[-len(shown)]
+    sound = base64.b64decode(re.search(r'src="data:audio/flac;base64,([^"]+)"', page)[1])
+    samples, rate = soundfile.read(io.BytesIO(sound), dtype="float32")
+    (cut,) = (cut for cut in read_corpus(corpora["child"]).cuts if cut.id == shown[0][0])
+    assert rate == 16_000 and np.abs(samples - load_audio(cut, 16_000)).max() < 1e-4
+
+
+def test_a_page_can_do_without_sound_and_replaces_no_other_file(embedded, corpora, tmp_path):
+    page = tmp_path / "page.html"
+    evaluate(str(embedded), [str(corpora["child"])], page=page, audio=False, device="cpu")
+    assert "<audio" not in page.read_text() and "word errors of" in page.read_text()
+    page.write_text("mine")
+    with pytest.raises(UserError, match="is no page of ssvd"):
+        evaluate("no model at all", [str(corpora["child"])], page=page)
+    assert page.read_text() == "mine"
 
 
 def test_every_system_is_scored_on_every_corpus_and_compared_with_the_base(evaluated, run):

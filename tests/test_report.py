@@ -24,14 +24,12 @@ from ssvd.benchmark.records import (
     write_hypotheses,
 )
 from ssvd.errors import UserError
+from ssvd.reports.aligned_utterances import SOUND_LIMIT, Players
 from ssvd.reports.changed_utterances import most_changed
 from ssvd.reports.charts import METHODS, charts
 from ssvd.reports.html import Column, Table, styles, to_csv, to_latex
 from ssvd.reports.page import (
-    SOUND_LIMIT,
-    SOUNDS_LIMIT,
     Benchmark,
-    _Sounds,
     read_benchmark,
     render,
     results_csv,
@@ -182,11 +180,10 @@ def test_sounds_are_inside_as_far_as_they_are_small(page, benchmark):
     text = texts_of(page)
     players = re.findall(r'<audio controls preload="metadata" src="data:audio/flac;base64,', text)
     assert 5 <= len(players) <= 10 and "audio/wav" not in text
-    sounds = _Sounds(benchmark.folder, SOUNDS_LIMIT)
-    result = benchmark.studies[0].rows[0].results[0]
-    assert sounds.player(result, "c1") == "" and sounds.player(result, "nobody") == ""
-    sounds.left = 10
-    assert sounds.player(result, "c2") == ""
+    recordings = benchmark.studies[0].rows[0].results[0].audio
+    assert Players().of_file(benchmark.folder / recordings["c2"])
+    assert Players().of_file(benchmark.folder / recordings["c1"]) == Players().of_file(benchmark.folder) == ""
+    assert Players(10).of_file(benchmark.folder / recordings["c2"]) == ""
 
 
 def test_without_audio_nobody_is_heard(benchmark):
@@ -364,16 +361,17 @@ def test_most_changed_utterances():
         spoken_as("zero one too four", "one two", "five"), spoken_as("one two three four", "one", "five"), "basic"
     )
     (better,), (worse,) = improved, worsened
-    assert (better.id, better.before, better.after, better.words) == ("u0", 3, 0, 4)
-    assert [(slot[0], slot[1] and slot[1].text, slot[1] and slot[1].edit) for slot in better.slots] == [
+    assert (better.id, better.errors, better.words) == ("u0", (3, 0), 4)
+    assert [(said, before and before.text, before and before.edit) for said, (before, _) in better.slots] == [
         (None, "zero", "insertion"),
         ("one", "one", "same"),
         ("two", "too", "substitution"),
         ("three", "three", "deletion"),
         ("four", "four", "same"),
     ]
-    assert better.slots[0][2] is None and all(slot[2].edit == "same" for slot in better.slots[1:])
-    assert (worse.id, worse.before, worse.after, worse.slots[1][2].edit) == ("u1", 0, 1, "deletion")
+    after = [heard[1] for _, heard in better.slots]
+    assert after[0] is None and all(word.edit == "same" for word in after[1:])
+    assert (worse.id, worse.errors, worse.slots[1][1][1].edit) == ("u1", (0, 1), "deletion")
 
 
 def test_styles_are_fixed_and_distinct():

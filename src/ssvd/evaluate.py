@@ -20,9 +20,8 @@ from ssvd.files import write_json, write_json_lines
 from ssvd.hardware import pick_device
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
 from ssvd.recognisers.loading import Recogniser
-from ssvd.scoring import Comparison, Score, compare, score, score_by, usual_normaliser
+from ssvd.scoring import Comparison, Score, WordErrors, compare, score, score_by, usual_normaliser, word_errors
 from ssvd.scoring import normaliser as find_normaliser
-from ssvd.scoring.word_errors import WordErrors, word_errors
 from ssvd.training.batches import by_length
 from ssvd.training.interpolation import scale_of
 from ssvd.training.progress import SILENT, Progress
@@ -130,6 +129,8 @@ def evaluate(
     skip_bad: bool = False,
     device: str = "auto",
     out: Path | None = None,
+    page: Path | None = None,
+    audio: bool = True,
     progress: Progress = SILENT,
 ) -> tuple[list[Evaluation], list[Skipped]]:
     """Decode each corpus with the base model and with each adapter on it, and score the texts.
@@ -149,6 +150,8 @@ def evaluate(
         skip_bad: Whether to leave out unusable utterances, those included whose audio cannot be decoded.
         device: Device to compute on.
         out: Folder for `result.json` and `hypotheses/SYSTEM-CORPUS.jsonl`.
+        page: HTML file of the errors word by word, and of the utterances with the most errors.
+        audio: Whether the page holds recordings of these utterances.
         progress: What the evaluation reports to.
 
     Returns:
@@ -161,6 +164,10 @@ def evaluate(
         find_normaliser(normaliser)  # refuses an unknown one before any work
     if out is not None:
         _check_results(out / "result.json")
+    if page is not None:
+        from ssvd.reports.html import check_page  # Plotly takes a second to import
+
+        check_page(page)
     test_sets, skipped = _read_test_sets(corpora, where, by, skip_bad, progress)
     labels = _labels(adapters)
     scales = {BASE: 0.0} | {str(adapter): scale_of(adapter, scale) for adapter in adapters}
@@ -179,7 +186,29 @@ def evaluate(
         write_json(
             out / "result.json", {"model": model, "decoding": test_sets[0].decoded[BASE].settings, "results": rows}
         )
+    if page is not None:
+        _write_page(page, test_sets, evaluations, labels, audio)
     return evaluations, skipped
+
+
+def _write_page(
+    page: Path, test_sets: Sequence[_TestSet], evaluations: Sequence[Evaluation], labels: Mapping[str, str], audio: bool
+) -> None:
+    from ssvd.reports.evaluation_page import EvaluatedCorpus, EvaluatedSystem, evaluation_page
+    from ssvd.reports.html import write_page
+
+    scored = iter(evaluations)
+    corpora = []
+    for test_set in test_sets:
+        rows = [next(scored) for _ in labels]
+        systems = [
+            EvaluatedSystem(
+                labels[row.system], test_set.decoded[row.system].texts, row.score, row.word_errors, row.comparison
+            )
+            for row in rows
+        ]
+        corpora.append(EvaluatedCorpus(test_set.name, rows[0].normaliser, test_set.cuts, systems))
+    write_page(page, evaluation_page(corpora, audio=audio))
 
 
 def _check_results(path: Path) -> None:

@@ -63,6 +63,10 @@ def evaluate(
         typer.Option("--errors", min=0, help="Number of the most frequent word errors of each kind to show."),
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json and the hypotheses.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Page with the errors word by word, and the worst utterances to hear.")
+    ] = None,
+    audio: Annotated[bool, typer.Option(help="Embed the sound of these utterances in the page.")] = True,
     as_json: Json = False,
 ) -> None:
     """Measure the error rates of a model and of its adapters.
@@ -88,6 +92,8 @@ def evaluate(
             skip_bad=skip_bad,
             device=device,
             out=out,
+            page=html,
+            audio=audio,
             progress=progress,
         )
     if as_json:

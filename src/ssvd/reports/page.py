@@ -1,6 +1,5 @@
 """The report on a benchmark: a page that a browser opens from disk, and figures for papers."""
 
-import base64
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,10 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ssvd.benchmark.records import Failure, Result, Texts, read_study
+from ssvd.benchmark.records import Failure, Texts, read_study
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
-from ssvd.reports.changed_utterances import ChangedUtterance, Word, most_changed
+from ssvd.reports.aligned_utterances import LEGEND, SOUNDS_LIMIT, Players, utterance_html
+from ssvd.reports.changed_utterances import most_changed
 from ssvd.reports.charts import METHODS, charts, units
 from ssvd.reports.figures import save_figure
 from ssvd.reports.html import (
@@ -29,17 +29,6 @@ from ssvd.reports.html import (
 from ssvd.reports.study import FROZEN, FULL, LORA, TEST, Row, Study, is_ssvd, studies
 from ssvd.reports.tables import main_table, percents
 from ssvd.scoring import Comparison
-
-SOUND_LIMIT = 300_000  # bytes per recording
-SOUNDS_LIMIT = 5_000_000  # bytes per page
-_SOUNDS = {
-    ".flac": "audio/flac",
-    ".m4a": "audio/mp4",
-    ".mp3": "audio/mpeg",
-    ".ogg": "audio/ogg",
-    ".opus": "audio/ogg",
-    ".wav": "audio/wav",
-}
 
 
 @dataclass(frozen=True)
@@ -140,7 +129,7 @@ def render(benchmark: Benchmark, *, audio: bool = True, resamples: int = 1000) -
         resamples: Number of draws of each bootstrap.
     """
     drawn: list[Chart] = []
-    sounds = _Sounds(benchmark.folder, SOUNDS_LIMIT if audio else 0)
+    players = Players(SOUNDS_LIMIT if audio else 0)
     parts = []
     if any(study.synthetic for study in benchmark.studies):
         parts.append(
@@ -159,7 +148,7 @@ def render(benchmark: Benchmark, *, audio: bool = True, resamples: int = 1000) -
         parts.append("<h3>All numbers</h3>")
         parts.append(f'<p class="note">{escape(_NUMBERS.format(units=units(study)))}</p>')
         parts.append(to_html(main_table([study]), file_name(study.model, study.corpus)))
-        parts.append(_changed_utterances(study, benchmark.texts, sounds))
+        parts.append(_changed_utterances(study, benchmark, players))
         parts.append("</section>")
     parts += [_failures(benchmark), _origin(benchmark)]
     looks = styles((row.method for study in benchmark.studies for row in study.rows), METHODS)
@@ -221,11 +210,6 @@ _NUMBERS = (
     "negative if this row has fewer errors; the two cannot be told apart if the interval includes 0. With many "
     "comparisons, about one in twenty intervals excludes 0 by chance. Click on a heading to sort."
 )
-_MARKS = (
-    ("substitution", "~word", "another word was spoken"),
-    ("deletion", "[word]", "spoken, but not recognised"),
-    ("insertion", "+word", "not spoken"),
-)
 
 
 def _title(study: Study) -> str:
@@ -280,72 +264,27 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _changed_utterances(study: Study, texts: Texts, sounds: "_Sounds") -> str:
+def _changed_utterances(study: Study, benchmark: Benchmark, players: Players) -> str:
     frozen, best = study.row(FROZEN), study.best
     if frozen is None or best is None:
         return ""
-    before, after = frozen.results[0], best.results[0]
+    before, after, texts = frozen.results[0], best.results[0], benchmark.texts
     changed = most_changed(texts[before.id, TEST], texts[after.id, TEST], after.normaliser)
     if not any(changed):
         return ""
-    legend = "; ".join(f'<span class="{kind}">{mark}</span> {meaning}' for kind, mark, meaning in _MARKS)
     parts = [
         "<h3>Utterances that changed most</h3>"
         f"<p>From the frozen model to {escape(best.name)}, seed {after.cell.seed}, by the change in word errors; texts "
-        f"as normalised for scoring. {legend}.</p>"
+        f"as normalised for scoring. {LEGEND}.</p>"
     ]
     for title, utterances in zip(("Improved", "Worsened"), changed, strict=True):
         parts.append(f"<h4>{title}</h4>")
         if not utterances:
             parts.append("<p>None.</p>")
-        parts += [_utterance(utterance, best.name, sounds.player(after, utterance.id)) for utterance in utterances]
+        for utterance in utterances:
+            recording = benchmark.folder / after.audio.get(utterance.id, "")
+            parts.append(utterance_html(utterance, ("frozen", best.name), players.of_file(recording)))
     return "".join(parts)
-
-
-def _utterance(utterance: ChangedUtterance, method: str, player: str) -> str:
-    rows = (
-        ("spoken", [escape(slot[0] or "") for slot in utterance.slots]),
-        ("frozen", [_word(slot[1]) for slot in utterance.slots]),
-        (method, [_word(slot[2]) for slot in utterance.slots]),
-    )
-    table = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for name, cells in rows
-    )
-    speaker = f", speaker {utterance.speaker}" if utterance.speaker else ""
-    head = f"{utterance.id}{speaker}: {utterance.before} → {utterance.after} word errors of {utterance.words} words"
-    return (
-        f'<div class="utterance"><p>{escape(head)}</p>{player}'
-        f'<div class="scroll"><table class="words"><tbody>{table}</tbody></table></div></div>'
-    )
-
-
-def _word(word: Word | None) -> str:
-    if word is None:
-        return ""
-    shape = {"same": "{}", "substitution": "~{}", "deletion": "[{}]", "insertion": "+{}"}[word.edit]
-    return f'<span class="{word.edit}">{shape.format(escape(word.text))}</span>'
-
-
-class _Sounds:
-    """Players of utterances, up to a number of bytes per page."""
-
-    def __init__(self, folder: Path, limit: int) -> None:
-        self.folder = folder
-        self.left = limit  # bytes
-
-    def player(self, result: Result, utterance: str) -> str:
-        """Return HTML that plays an utterance, or "" if there is no recording or it is too large."""
-        path = self.folder / result.audio.get(utterance, "")
-        kind = _SOUNDS.get(path.suffix.lower())
-        if kind is None or not path.is_file():
-            return ""
-        size = path.stat().st_size
-        if size > min(SOUND_LIMIT, self.left):
-            return ""
-        self.left -= size
-        data = base64.b64encode(path.read_bytes()).decode()
-        return f'<audio controls preload="metadata" src="data:{kind};base64,{data}"></audio>'
 
 
 def _failures(benchmark: Benchmark) -> str:

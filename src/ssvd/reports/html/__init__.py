@@ -2,7 +2,7 @@
 
 from ssvd.reports.html.charts import Chart, Point, Series, Style, View, styles
 from ssvd.reports.html.tables import Column, Interval, Table, Value, shown, to_csv, to_html, to_latex
-from ssvd.reports.html.writing import bullets, chart_section, file_name, html_page, write_page
+from ssvd.reports.html.writing import bullets, chart_section, check_page, file_name, html_page, write_page
 
 __all__ = [
     "Chart",
@@ -16,6 +16,7 @@ __all__ = [
     "View",
     "bullets",
     "chart_section",
+    "check_page",
     "file_name",
     "html_page",
     "shown",

@@ -1,4 +1,4 @@
-"""Write pages that a browser opens from disk: one HTML file of about 5 MB, which needs no network."""
+"""Write pages that a browser opens from disk without a network: one HTML file, of about 5 MB if it has charts."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def html_page(title: str, body: Iterable[str], charts: Sequence[Chart], styles: 
         style=style,
         body="\n".join(body),
         # Nothing in a script may look like its end.
-        plotly=get_plotlyjs().replace("</script", r"<\/script"),
+        plotly=get_plotlyjs().replace("</script", r"<\/script") if charts else "",
         charts=json.dumps(_escaped(data), ensure_ascii=False).replace("<", r"\u003c"),
         script=script,
     )
@@ -53,12 +53,21 @@ def write_page(path: Path, page: str) -> None:
     Raises:
         UserError: There is a file that is no page of this package.
     """
+    check_page(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, page)
+
+
+def check_page(path: Path) -> None:
+    """Check that a page may be written, before anything is computed for it.
+
+    Raises:
+        UserError: There is a file that is no page of this package.
+    """
     if path.is_file():
         with path.open("rb") as file:
             if _GENERATOR not in file.read(1000):
                 raise UserError(f"{path} exists already and is no page of ssvd; give another file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, page)
 
 
 def chart_section(index: int, chart: Chart, name: Sequence[str]) -> str:
