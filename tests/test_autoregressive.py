@@ -38,6 +38,19 @@ def folders(tmp_path_factory):
     return {family: write_checkpoint(root / family, family) for family in FAMILIES}
 
 
+@pytest.fixture(scope="module")
+def fresh(folders):
+    """Makes a copy of a recogniser that is loaded once."""
+    loaded = {}
+
+    def copied(family):
+        if family not in loaded:
+            loaded[family] = load_model(folders[family])
+        return copy.deepcopy(loaded[family])
+
+    return copied
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     if request.param == "speech_to_text":
@@ -114,8 +127,8 @@ def own_inputs(family, speech, cut):
     return {**inputs, "labels": torch.tensor([spelt])}
 
 
-def test_the_loss_of_an_utterance_is_that_of_transformers(family, folders, cuts):
-    speech = perturbed(load_model(folders[family]))
+def test_the_loss_of_an_utterance_is_that_of_transformers(family, fresh, cuts):
+    speech = perturbed(fresh(family))
     network = speech.module.get_base_model()
     for cut in cuts:
         inputs = own_inputs(family, speech, cut)
@@ -124,8 +137,8 @@ def test_the_loss_of_an_utterance_is_that_of_transformers(family, folders, cuts)
         assert speech.loss(speech.collate([cut])).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_loss_of_a_batch_is_the_mean_over_its_tokens(family, folders, cuts):
-    speech = perturbed(load_model(folders[family]))
+def test_the_loss_of_a_batch_is_the_mean_over_its_tokens(family, fresh, cuts):
+    speech = perturbed(fresh(family))
     alone = [speech.collate([cut]) for cut in cuts]
     weights = [speech.loss_weight(batch) for batch in alone]
     expected = sum(w * speech.loss(batch).item() for w, batch in zip(weights, alone, strict=True)) / sum(weights)
@@ -135,8 +148,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_tokens(family, folders, cuts):
     assert speech.loss(batch).item() == pytest.approx(expected, rel=rel)
 
 
-def test_label_smoothing_spreads_the_target_over_the_vocabulary(family, folders, cuts):
-    speech = load_model(folders[family])
+def test_label_smoothing_spreads_the_target_over_the_vocabulary(family, fresh, cuts):
+    speech = fresh(family)
     batch = speech.collate(cuts[:1])
     logits = speech._logits(speech._placed(batch.audio), batch.prompts, batch.texts)[0].log_softmax(-1)
     picked = logits[range(len(batch.texts[0])), batch.texts[0]]
@@ -144,8 +157,8 @@ def test_label_smoothing_spreads_the_target_over_the_vocabulary(family, folders,
     assert speech.loss(batch, label_smoothing=0.1).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_text_of_an_utterance_does_not_depend_on_its_batch(family, folders, cuts):
-    speech = perturbed(load_model(folders[family]))
+def test_the_text_of_an_utterance_does_not_depend_on_its_batch(family, fresh, cuts):
+    speech = perturbed(fresh(family))
     together = speech.transcribe(speech.collate(cuts, text=False), SHORT)
     assert [speech.transcribe(speech.collate([cut], text=False), SHORT)[0] for cut in cuts] == together
     assert len(set(together)) > 1 and all(together)
@@ -154,8 +167,8 @@ def test_the_text_of_an_utterance_does_not_depend_on_its_batch(family, folders, 
     assert [speech.transcribe(speech.collate([cut]), beams)[0] for cut in cuts] == searched != together
 
 
-def test_texts_are_those_of_transformers(family, folders, cuts):
-    speech = perturbed(load_model(folders[family]))
+def test_texts_are_those_of_transformers(family, fresh, cuts):
+    speech = perturbed(fresh(family))
     network = speech.module.get_base_model()
     for cut in cuts:
         inputs = own_inputs(family, speech, cut)
@@ -176,8 +189,8 @@ def test_texts_are_those_of_transformers(family, folders, cuts):
         assert speech.transcribe(speech.collate([cut], text=False), SHORT) == [text.replace("<asr_text>", "").strip()]
 
 
-def test_the_layers_of_all_groups_change_what_is_heard(family, folders, cuts):
-    speech = load_model(folders[family])
+def test_the_layers_of_all_groups_change_what_is_heard(family, fresh, folders, cuts):
+    speech = fresh(family)
     groups, layers = speech.layer_groups(), speech.adaptable_layers(["all"])
     assert layers == list(groups) == load_outline(folders[family], ["all"])[1]
     wanted = {"encoder", "decoder"} | ({"projector"} if family in LANGUAGE_MODELS else set())
@@ -199,11 +212,11 @@ def test_the_layers_of_all_groups_change_what_is_heard(family, folders, cuts):
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.config])
-def test_every_method_starts_at_the_pretrained_model(method, folders, cuts):
+def test_every_method_starts_at_the_pretrained_model(method, fresh, cuts):
     setting = {"portion": "p=0.3", "rank": "rank=4", "band": "band=2", "block": "block=8"}[METHODS[method].unit]
     setting = "band=0" if method == "svft plain" else setting
     for family in ("qwen3_asr", "canary"):
-        speech = load_model(folders[family])
+        speech = fresh(family)
         batch = speech.collate(cuts)
         before = speech.loss(batch)
         speech.module = apply_method(speech.module, method, speech.adaptable_layers(), Budget.parse(setting)).eval()
@@ -216,8 +229,8 @@ def test_every_method_starts_at_the_pretrained_model(method, folders, cuts):
         assert abs(speech.loss(batch) - before) > 1e-3, family
 
 
-def test_training_changes_what_is_trained_and_nothing_else(family, folders, cuts):
-    speech = load_model(folders[family])
+def test_training_changes_what_is_trained_and_nothing_else(family, fresh, cuts):
+    speech = fresh(family)
     before = copy.deepcopy(speech.module.state_dict())
     speech.module = apply_method(speech.module, "lora", speech.adaptable_layers(), Budget("rank", 4)).train()
     trained = {name: p.detach().clone() for name, p in speech.module.named_parameters() if p.requires_grad}
@@ -238,14 +251,14 @@ def test_training_changes_what_is_trained_and_nothing_else(family, folders, cuts
             assert torch.equal(value, before[name.replace(".base_layer", "")]), name
 
 
-def test_a_reloaded_and_a_merged_adapter_give_the_same_texts(family, folders, cuts, tmp_path):
-    speech = perturbed(load_model(folders[family]))
+def test_a_reloaded_and_a_merged_adapter_give_the_same_texts(family, fresh, cuts, tmp_path):
+    speech = perturbed(fresh(family))
     texts = speech.transcribe(speech.collate(cuts, text=False), SHORT)
-    assert texts != load_model(folders[family]).transcribe(speech.collate(cuts, text=False), SHORT)
+    assert texts != fresh(family).transcribe(speech.collate(cuts, text=False), SHORT)
     speech.module.save_pretrained(tmp_path / "adapter")
     with pytest.raises(TypeError, match="merge the adapter"):
         speech.save(tmp_path / "early")
-    again = load_model(folders[family])
+    again = fresh(family)
     again.module = PeftModel.from_pretrained(again.module, tmp_path / "adapter").eval()
     assert again.transcribe(again.collate(cuts, text=False), SHORT) == texts
     again.module = again.module.merge_and_unload()
@@ -273,8 +286,8 @@ def test_a_half_precision_checkpoint_is_saved_as_one(tmp_path, cuts):
         )
 
 
-def test_it_runs_in_bfloat16(family, folders, cuts):
-    speech = load_model(folders[family])
+def test_it_runs_in_bfloat16(family, fresh, cuts):
+    speech = fresh(family)
     batch = speech.collate(cuts)
     expected = speech.loss(batch).item()
     speech.module.to(torch.bfloat16)
@@ -283,8 +296,8 @@ def test_it_runs_in_bfloat16(family, folders, cuts):
     assert len(speech.transcribe(batch, SHORT)) == 3
 
 
-def test_masking_is_in_training_only_and_only_where_there_are_features(family, folders, cuts):
-    speech = load_model(folders[family])
+def test_masking_is_in_training_only_and_only_where_there_are_features(family, fresh, cuts):
+    speech = fresh(family)
     batch = speech.collate(cuts)
     plain = speech.loss(batch)
     speech.spec_augment = SpecAugment(frequency_width=8)
