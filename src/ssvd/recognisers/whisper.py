@@ -2,10 +2,9 @@
 
 import copy
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from transformers import (
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
-    StoppingCriteria,
     StoppingCriteriaList,
     WhisperForConditionalGeneration,
     WhisperProcessor,
@@ -32,6 +30,7 @@ from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import ENGLISH_VOCABULARY, check_features, check_whisper, reading
+from ssvd.recognisers.autoregressive import IGNORED, RowLimits, plain, text_loss
 from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
@@ -47,8 +46,6 @@ from ssvd.recognisers.layers import DECODER, ENCODER, LayerGroups, front_end_con
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
 from ssvd.recognisers.words import TimedText, Word, attention_weights, boundaries
 
-IGNORED = -100  # label of positions that do not count in the loss
-
 
 class Batch(NamedTuple):
     """Utterances as tensors: a row each, or several consecutive ones for an utterance longer than the window."""
@@ -60,17 +57,6 @@ class Batch(NamedTuple):
     frames: Tensor  # (rows,), int64: frames of speech, the rest is padding
     decoder_input_ids: Tensor | None  # (rows, length), int64: prompt and text
     labels: Tensor | None  # (rows, length), int64: text and end; IGNORED at prompt and padding
-
-
-class _RowLimits(StoppingCriteria):
-    """A criterion that ends each utterance at its own length, independently of the rest of its batch."""
-
-    def __init__(self, limits: Tensor) -> None:
-        self.limits = limits
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        beams = len(input_ids) // len(self.limits)
-        return (input_ids.shape[1] >= self.limits).repeat_interleave(beams)
 
 
 class _Sampling(LogitsProcessor):
@@ -110,11 +96,6 @@ def _processor(name: str, module: WhisperForConditionalGeneration) -> WhisperPro
         parts = WhisperProcessor.from_pretrained(name, trust_remote_code=False)
         check_whisper(name, module, parts, config, generation)
     return parts
-
-
-def _plain(text: str) -> str:
-    """Return a text without what tokenizers may change: case, blanks, and forms that Unicode counts as the same."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _layer_groups(whisper: WhisperForConditionalGeneration) -> LayerGroups:
@@ -273,7 +254,7 @@ class Whisper(Recogniser):
         text = spoken_text(cut, self._special)
         tokens = self._tokenizer.encode(f" {text}" if self._has_words else text, add_special_tokens=False)
         # A vocabulary without a token for the unknown leaves out what it lacks.
-        if self._tokenizer.unk_token_id in tokens or _plain(self._text(tokens)) != _plain(text):
+        if self._tokenizer.unk_token_id in tokens or plain(self._text(tokens)) != plain(text):
             raise UserError(f"Its text has marks that the model's vocabulary lacks: {text!r}.")
         prompt = self._prompt(self._cut_language(cut))
         # The last token is predicted, never read, so it needs no position.
@@ -334,9 +315,7 @@ class Whisper(Recogniser):
             features = self.spec_augment(features, batch.frames)
         inputs, labels = batch.decoder_input_ids.to(features.device), batch.labels.to(features.device)
         logits = self.module(input_features=features, decoder_input_ids=inputs, use_cache=False).logits
-        counted = labels != IGNORED
-        smoothing = label_smoothing or 0.0
-        return nn.functional.cross_entropy(logits[counted].float(), labels[counted], label_smoothing=smoothing)
+        return text_loss(logits, labels, label_smoothing)
 
     def loss_weight(self, batch: Batch) -> int:
         """Return the number of tokens over which `loss` is the mean."""
@@ -466,7 +445,7 @@ class Whisper(Recogniser):
             attention_mask=encoded.states.new_ones(encoded.states.shape[:2]),
             decoder_input_ids=encoded.prompts,
             logits_processor=LogitsProcessorList([sampling] if sampling else []),
-            stopping_criteria=StoppingCriteriaList([_RowLimits(encoded.limits)]),
+            stopping_criteria=StoppingCriteriaList([RowLimits(encoded.limits)]),
         )
 
     def _judge(self, encoded: _Encoded, tokens: Tensor) -> list[Attempt]:
