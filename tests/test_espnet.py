@@ -23,11 +23,13 @@ from ssvd.corpora.audio import load_audio
 from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
 from ssvd.methods import METHODS, Budget, apply_method, linear_shapes, parameters
-from ssvd.plan import plan_methods
+from ssvd.plan import plan_methods, plan_run
 from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.loading import load_check, load_model, load_outline
 from ssvd.recognisers.spec_augment import SpecAugment
+from ssvd.training.options import checked_options
 from ssvd_cli.main import app
+from ssvd_cli.recipes import read_options
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("espnet2") is None and not os.environ.get("CI"), reason="needs ESPnet: make setup-espnet"
@@ -536,6 +538,14 @@ def test_sizes_are_those_published(outlines):
         "2B": 2_304_882_340,
     }
     assert {name: len(layers) for name, (_, _, layers) in outlines.items()} == {"0.1B": 128, "1B": 380, "2B": 258}
+
+
+@pytest.mark.parametrize(("recipe", "trained"), [("ssvd", 31_861_100), ("lora", 40_626_752)])
+def test_the_plan_of_a_recipe_counts_what_the_authors_train(recipe, trained, outlines):
+    # Theirs have a gate in each of 380 layers more, and in LoRA that of the embedding.
+    options = read_options(Path(f"myst-owsm-{recipe}")) | {"model": str(outlines["1B"][0]), "train": ["t.csv"]}
+    planned = plan_run(checked_options(options), tokens=6000)
+    assert (planned.trainable_parameters, planned.updates, planned.utterances) == (trained, 7500, 240_000)
 
 
 def test_the_plan_counts_what_the_paper_trains(outlines):

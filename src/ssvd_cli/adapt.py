@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ssvd_cli.errors import CommandError
 from ssvd_cli.model_options import given_options, with_options_of
+from ssvd_cli.recipes import print_recipes, read_options
 from ssvd_cli.terminal import Bars, console, errors, prepare_for_training
 from ssvd_options.adapt import AdaptOptions
 
@@ -34,10 +35,11 @@ def adapt(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="YAML file of options by name, such as the config.yaml of another run; options on the command line "
-            "replace its values.",
+            help="YAML file of options by name, such as the config.yaml of another run, or the name of a recipe that "
+            "--list shows; options on the command line replace its values.",
         ),
     ] = None,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes that come with the package.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
     **options: Any,
 ) -> None:
@@ -45,6 +47,9 @@ def adapt(
 
     The best adapter by dev WER is stored in OUT/adapter.
     """
+    if list_recipes:
+        print_recipes()
+        return
     given = given_options(context, AdaptOptions)
     if config is not None and resume:
         raise CommandError("--resume takes the options of the run itself: leave out --config.")
@@ -61,7 +66,7 @@ def adapt(
     if resume:
         given = read_config(out) | given
     elif config is not None:
-        given, source = _read_options(config) | given, f"{config}: "
+        given, source = read_options(config) | given, f"{config}: "
     checked = checked_options(given, source)
     prepare_for_training()
     is_first = find_placement(checked).rank == 0
@@ -89,21 +94,3 @@ def _check_named(given: dict[str, Any]) -> None:
         raise CommandError("Name the model to adapt: ssvd adapt MODEL --train CORPUS --out RUN.")
     if "train" not in given:
         raise CommandError("Name the corpus to train on with --train.")
-
-
-def _read_options(file: Path) -> dict[str, Any]:
-    """Read options by name from a YAML file.
-
-    Raises:
-        UserError: It does not hold any.
-    """
-    from ssvd.documents import read_yaml
-    from ssvd.errors import UserError
-
-    try:
-        values = read_yaml(file)
-    except ValueError as error:
-        raise UserError(f"{file} is not YAML ({error}).") from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise UserError(f"{file} does not hold options by name, such as 'epochs: 10'.")
-    return values
