@@ -49,6 +49,26 @@ def embedded() -> Path:
 
 
 @pytest.fixture(scope="session")
+def adapter(embedded, tmp_path_factory):
+    """Make a PEFT adapter with random parameters, of the embedded recogniser or of another; return its folder."""
+
+    def make(config, seed=0, *, model=embedded, std=0.05):
+        import torch
+        from peft import get_peft_model
+
+        network = get_peft_model(package.load_model(model).module, config)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.data.normal_(std=std, generator=generator)
+        folder = tmp_path_factory.mktemp("adapter")
+        network.save_pretrained(str(folder))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> dict[str, Path]:
     """Tables of synthetic speech by kind: 16 child-like utterances by 4 speakers, 8 adult ones by 4."""
     from ssvd.demo.synthetic import write_corpus  # here, as most tests need none of this

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -15,25 +15,6 @@ from ssvd.merge import merge
 from ssvd.training.interpolation import copied_weights, merge_adapter
 from ssvd.training.run_folder import load_adapted, read_config
 from ssvd.training.scale_choice import Tried, best
-
-
-@pytest.fixture(scope="module")
-def adapter(embedded, tmp_path_factory):
-    """Makes a PEFT adapter of the embedded recogniser with random parameters."""
-
-    def make(config, seed=0, model=embedded, std=0.05):
-        speech = load_model(model)
-        network = get_peft_model(speech.module, config)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.data.normal_(std=std, generator=generator)
-        folder = tmp_path_factory.mktemp("adapter")
-        network.save_pretrained(str(folder))
-        return folder
-
-    return make
-
 
 TARGETS = ["fc1", "out_proj"]
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
+from peft import LoraConfig, OFTConfig, PeftModel
 from torch.testing import assert_close
 
 from ssvd import SSVDConfig, SVFTConfig, load_model
@@ -20,23 +20,6 @@ from ssvd.training.run_folder import load_adapted
 TARGETS = ["fc1", "out_proj"]
 
 
-@pytest.fixture(scope="module")
-def adapter(embedded, tmp_path_factory):
-    """Makes a PEFT adapter with random parameters, of the embedded recogniser or another."""
-
-    def make(config, model=embedded, std=0.3):
-        network = get_peft_model(load_model(model).module, config)
-        generator = torch.Generator().manual_seed(0)
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.data.normal_(std=std, generator=generator)
-        folder = tmp_path_factory.mktemp("adapter")
-        network.save_pretrained(str(folder))
-        return folder
-
-    return make
-
-
 def changes(embedded, run, scale=None):
     """The change of each weight by an adapter."""
     base = copied_weights(load_model(embedded).module)
@@ -46,7 +29,7 @@ def changes(embedded, run, scale=None):
 
 
 def test_lora_of_full_rank_is_the_same_model_for_peft_alone(embedded, adapter, corpora, tmp_path):
-    run = adapter(SSVDConfig(rank=6, target_modules=TARGETS))
+    run = adapter(SSVDConfig(rank=6, target_modules=TARGETS), std=0.3)
     error = write_lora(embedded, run, tmp_path / "lora")
     assert error < 1e-5
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
@@ -62,7 +45,7 @@ def test_lora_of_full_rank_is_the_same_model_for_peft_alone(embedded, adapter, c
 
 
 def test_error_of_a_truncated_lora_is_that_of_the_weights(embedded, adapter, tmp_path):
-    run = adapter(SVFTConfig(off_diagonals=1, target_modules=TARGETS))
+    run = adapter(SVFTConfig(off_diagonals=1, target_modules=TARGETS), std=0.3)
     error = write_lora(embedded, run, tmp_path / "lora", rank=20)
     expected, converted = changes(embedded, run), changes(embedded, tmp_path / "lora")
     missing = sum(float((expected[name] - converted[name]).square().sum()) for name in expected)
@@ -71,20 +54,20 @@ def test_error_of_a_truncated_lora_is_that_of_the_weights(embedded, adapter, tmp
 
 
 def test_scaled_lora_is_the_scaled_model(embedded, adapter, tmp_path):
-    run = adapter(SSVDConfig(rank=6, target_modules=["fc1"]))
+    run = adapter(SSVDConfig(rank=6, target_modules=["fc1"]), std=0.3)
     write_lora(embedded, run, tmp_path / "lora", scale=0.5)
     assert_close(changes(embedded, tmp_path / "lora"), changes(embedded, run, scale=0.5), rtol=1e-3, atol=1e-5)
 
 
 def test_what_cannot_be_lora_is_told(embedded, adapter, refused, tmp_path):
     out = tmp_path / "out"
-    lora = adapter(LoraConfig(r=4, target_modules=["fc1"]))
+    lora = adapter(LoraConfig(r=4, target_modules=["fc1"]), std=0.3)
     assert "is of LoRA's kind already" in refused("merge", lora, out, "--to", "lora")
     oft = adapter(OFTConfig(r=0, oft_block_size=4, target_modules=["fc1"]), std=0.01)
     assert "state one" in refused("merge", oft, out, "--to", "lora")
     saved = adapter(SSVDConfig(rank=6, target_modules=["fc1"], modules_to_save=["layer_norm"]), std=0.01)
     assert "use the scale 1" in refused("merge", saved, out, "--to", "lora", "--scale", 0.5)
-    assert "larger than the weight" in refused("merge", adapter(CORE), out, "--to", "lora", "--rank", 5000)
+    assert "larger than the weight" in refused("merge", adapter(CORE, std=0.3), out, "--to", "lora", "--rank", 5000)
     assert "--rank is for --to lora" in refused("merge", lora, out, "--rank", 4)
     assert not out.exists()
 
@@ -93,7 +76,7 @@ CORE = SSVDConfig(rank=6, target_modules=["fc1"])
 
 
 def test_formats_that_do_not_fit_are_told(embedded, adapter, refused, tmp_path):
-    run, out = adapter(CORE), tmp_path / "out"
+    run, out = adapter(CORE, std=0.3), tmp_path / "out"
     assert "is a checkpoint of transformers and cannot be written" in refused("merge", run, out, "--to", "espnet")
     assert "--quantization is for" in refused("merge", run, out, "--quantization", "int8")
     with pytest.raises(UserError, match="Only checkpoints of CTranslate2 are quantised"):
@@ -103,7 +86,7 @@ def test_formats_that_do_not_fit_are_told(embedded, adapter, refused, tmp_path):
 
 def test_ctranslate2_hears_the_same_words(embedded, adapter, corpora, tmp_path):
     ctranslate2 = pytest.importorskip("ctranslate2")
-    run = adapter(CORE)
+    run = adapter(CORE, std=0.3)
     merge(embedded, run, tmp_path / "ct2", to="ctranslate2", quantization="float32")
     engine = ctranslate2.models.Whisper(str(tmp_path / "ct2"), device="cpu", compute_type="float32", intra_threads=1)
     speech = load_adapted(embedded, run)
@@ -118,7 +101,7 @@ def test_ctranslate2_hears_the_same_words(embedded, adapter, corpora, tmp_path):
 
 def test_weights_of_ctranslate2_are_quantised(embedded, adapter, ssvd, tmp_path):
     pytest.importorskip("ctranslate2")
-    run = adapter(CORE)
+    run = adapter(CORE, std=0.3)
     for quantization in ("float32", "int8"):
         out = tmp_path / quantization
         code, said, err = ssvd("merge", run, out, "--to", "ctranslate2", "--quantization", quantization)
@@ -132,7 +115,7 @@ def test_weights_of_ctranslate2_are_quantised(embedded, adapter, ssvd, tmp_path)
 def test_faster_whisper_hears_the_same_words_at_the_same_times(recordings, adapter, tmp_path):
     faster_whisper = pytest.importorskip("faster_whisper")
     model = str(recordings / "whisper-tiny.en")
-    run = adapter(SSVDConfig(rank=16, target_modules=["fc2"]), model, std=0.05)
+    run = adapter(SSVDConfig(rank=16, target_modules=["fc2"]), model=model)
     merge(model, run, tmp_path / "ct2", to="ctranslate2", quantization="float32")
     engine = faster_whisper.WhisperModel(str(tmp_path / "ct2"), device="cpu", compute_type="float32", cpu_threads=1)
     speech = load_adapted(model, run)
