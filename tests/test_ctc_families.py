@@ -11,7 +11,7 @@ from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
 
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.corpus import read_corpus
-from ssvd.demo.random_checkpoints import RANDOM_FAMILIES, write_random_checkpoint
+from ssvd.demo.random_checkpoints import CTC_FAMILIES, write_random_checkpoint
 from ssvd.errors import UserError
 from ssvd.methods import METHODS, Budget, apply_method
 from ssvd.recognisers.families import FAMILIES, REFUSED
@@ -25,10 +25,10 @@ LOG_MEL = ("wav2vec2-bert", "parakeet_ctc", "lasr_ctc")
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
-    return {family: write_random_checkpoint(family, root / family) for family in RANDOM_FAMILIES}
+    return {family: write_random_checkpoint(family, root / family) for family in CTC_FAMILIES}
 
 
-@pytest.fixture(params=RANDOM_FAMILIES)
+@pytest.fixture(params=CTC_FAMILIES)
 def folder(request, checkpoints):
     return checkpoints[request.param]
 
@@ -246,8 +246,8 @@ def test_the_commands_run_from_end_to_end(family, checkpoints, corpora, ssvd, tm
     assert speech.transcribe(speech.collate(all_cuts[:2], text=False)) == [adapted[cut.id] for cut in all_cuts[:2]]
 
 
-# What shapes the networks, as the config.json of these repositories on huggingface.co state it (the two that are not
-# fine-tuned with a head of 32 letters); parameters in all, and layers that are adapted.
+# What shapes the networks, as the config.json of these repositories on huggingface.co state it (the last two are only
+# pretrained: with a head of 32 letters); parameters in all, counted by hand too, and layers that are adapted.
 PUBLISHED = {
     "nvidia/parakeet-ctc-0.6b": (
         {"model_type": "parakeet_ctc", "vocab_size": 1025, "pad_token_id": 1024}
@@ -270,7 +270,7 @@ PUBLISHED = {
     ),
     "facebook/w2v-bert-2.0": (
         {"model_type": "wav2vec2-bert", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-        | {"intermediate_size": 4096, "feature_projection_input_dim": 160, "vocab_size": 32, "add_adapter": False},
+        | {"intermediate_size": 4096, "feature_projection_input_dim": 160, "vocab_size": None, "add_adapter": False},
         580_525_920,
         192,
     ),

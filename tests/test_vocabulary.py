@@ -122,6 +122,30 @@ def test_before_training_nothing_is_written_and_nothing_but_the_head_differs(che
     assert speech.transcribe(speech.collate(list(read_corpus(table).cuts)[:2], text=False)) == ["", ""]
 
 
+@pytest.mark.parametrize("family", ["wavlm", "wav2vec2-bert"])
+def test_a_model_that_was_only_pretrained_learns_symbols_too(family, table, vocabulary, tmp_path):
+    folder = write_random_checkpoint(family, tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    save_file({name: value for name, value in state.items() if "lm_head" not in name}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": None if family == "wav2vec2-bert" else 40}))
+    for name in ("vocab.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    symbols = Vocabulary.read(vocabulary(*PHONES))
+    speech, (cut,) = load_model(folder, vocabulary=symbols), list(read_corpus(table).cuts)[:1]
+    assert load_check(folder, vocabulary=symbols)(cut) is None
+    assert speech.loss(speech.collate([cut])).isfinite()
+    speech.save(tmp_path / "saved")
+    assert load_model(tmp_path / "saved").transcribe(speech.collate([cut], text=False)) == [""]
+    with pytest.raises(UserError, match=r"The tokenizer of|states no vocab_size, .*give a vocabulary for a new head"):
+        load_model(folder)
+    state.pop("lm_head.weight"), state.pop("lm_head.bias")
+    missing = next(name for name in state if "encoder.layers.0" in name)
+    save_file({name: value for name, value in state.items() if name != missing}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"lacks weights, among them {missing}"):
+        load_model(folder, vocabulary=symbols)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_changes_the_adapter_and_the_head_and_nothing_else(family, checkpoints, table, vocabulary):
     speech = load_model(checkpoints[family], vocabulary=Vocabulary.read(vocabulary(*PHONES)))

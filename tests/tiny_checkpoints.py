@@ -30,11 +30,6 @@ from transformers import (
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
-    Qwen2Tokenizer,
-    Qwen3ASRConfig,
-    Qwen3ASRFeatureExtractor,
-    Qwen3ASRForConditionalGeneration,
-    Qwen3ASRProcessor,
     Speech2TextConfig,
     Speech2TextFeatureExtractor,
     Speech2TextForConditionalGeneration,
@@ -45,13 +40,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-MELS = 16
-AUDIO = {"audio_token": "<|audio_pad|>", "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>"}
-TURN = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'audio' %}<|audio_start|><|audio_pad|><|audio_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from ssvd.demo.random_checkpoints import MELS, TEXT, TURN, qwen3_asr, qwen_tokenizer
+
 GLM_TURN = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{% for part in message['content'] %}"
     "{% if part['type'] == 'audio' %}<|begin_of_audio|><|pad|><|end_of_audio|>{% else %}{{ part['text'] }}{% endif %}"
@@ -63,21 +53,8 @@ CANARY_TURN = (
 )
 PROMPT = ["<|startofcontext|>", "<|startoftranscript|>", "<|emo:undefined|>", "<|en|>", "<|nl|>", "<|pnc|>"]
 PROMPT += ["<|nopnc|>", "<|noitn|>", "<|notimestamp|>", "<|nodiarize|>"]
-TEXT = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT |= {"num_key_value_heads": 1, "max_position_embeddings": 512}
 PARAKEET = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 PARAKEET |= {"num_mel_bins": MELS, "subsampling_conv_channels": 4, "layerdrop": 0.0, "scale_input": False}
-
-
-def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Bytes and the special tokens of Qwen."""
-    vocabulary = {symbol: token for token, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocabulary, merges=[], eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=AUDIO
-    )
-    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
-    tokenizer.add_tokens(["<asr_text>"])
-    return tokenizer
 
 
 def byte_tokenizer(special: list[str], **named: str) -> PreTrainedTokenizerFast:
@@ -98,22 +75,6 @@ def character_tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " "), decoders.Fuse()])
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=special[4:], **named)
-
-
-def qwen3_asr(folder: Path) -> tuple[Any, Any]:
-    tokenizer = qwen_tokenizer()
-    token = tokenizer.convert_tokens_to_ids
-    audio = {"num_mel_bins": MELS, "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2}
-    audio |= {"encoder_ffn_dim": 64, "output_dim": 48, "downsample_hidden_size": 4}
-    config = Qwen3ASRConfig(
-        audio_config=audio,
-        text_config={"vocab_size": len(tokenizer), "head_dim": 16, **TEXT},
-        audio_token_id=token("<|audio_pad|>"),
-        pad_token_id=token("<|endoftext|>"),
-        eos_token_id=[token("<|endoftext|>"), token("<|im_end|>")],
-    )
-    features = Qwen3ASRFeatureExtractor(feature_size=MELS)
-    return Qwen3ASRForConditionalGeneration(config), Qwen3ASRProcessor(features, tokenizer, chat_template=TURN)
 
 
 def glmasr(folder: Path) -> tuple[Any, Any]:

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ssvd.demo import EMBEDDED
 from ssvd.documents import read_yaml
 from ssvd.errors import UserError, shortened
+from ssvd.files import whole_folder
 from ssvd.methods import Budget, Method, find_method
 from ssvd.training.options import checked_options
 from ssvd_options.adapt import LARGEST_SEED
 
+_RANDOM = "random:"
 # The options of a training that its cell sets.
 _OF_CELLS = ("model", "train", "dev", "where", "method", "budget", "learning_rate", "seed", "skip_bad", "device")
 
@@ -72,7 +74,8 @@ class Grid(_Part):
 
     Attributes:
         title: Title of the benchmark.
-        models: Checkpoints (folders or names on the hub) by name; "embedded" is the recogniser of this package.
+        models: Checkpoints (folders or names on the hub) by name; "embedded" is the recogniser of this package, and
+            "random:wavlm" a tiny checkpoint of that family with random weights, which the benchmark makes.
         corpora: Corpora by name.
         methods: Names of `ssvd.methods.METHODS`, with a further group of layers to adapt where wanted, such as
             "ssvd + front-end"; as {name: budget} or {name: [budgets]} with its own budgets.
@@ -101,6 +104,7 @@ class Grid(_Part):
     training: dict[str, Any] = {}
     skip_bad: bool = False
     small: dict[str, Any] = {}
+    _folder: Path = PrivateAttr(Path())
 
     @field_validator("models", "corpora")
     @classmethod
@@ -151,8 +155,29 @@ class Grid(_Part):
         ]
 
     def checkpoint(self, model: str) -> str:
-        """Return the folder or hub name of a model of the grid."""
-        return str(EMBEDDED) if self.models[model] == "embedded" else self.models[model]
+        """Return the folder or hub name of a model of the grid; that of a random one is there after `place`."""
+        name = self.models[model]
+        if name.startswith(_RANDOM):
+            return str(self._folder / name.removeprefix(_RANDOM))
+        return str(EMBEDDED) if name == "embedded" else name
+
+    def place(self, folder: Path) -> None:
+        """Make the random checkpoints of the grid in a folder, unless they are there.
+
+        Raises:
+            UserError: There is no random checkpoint of such a family.
+        """
+        self._folder = folder.resolve()
+        families = [name.removeprefix(_RANDOM) for name in self.models.values() if name.startswith(_RANDOM)]
+        if not families:
+            return
+        from ssvd.demo.random_checkpoints import check_random_family, write_random_checkpoint  # imports many networks
+
+        for family in dict.fromkeys(families):
+            check_random_family(family)
+            if not (self._folder / family / "config.json").is_file():
+                with whole_folder(self._folder / family) as staging:
+                    write_random_checkpoint(family, staging)
 
 
 @dataclass(frozen=True)

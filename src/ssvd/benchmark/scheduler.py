@@ -132,6 +132,7 @@ def _prepare(grid: Grid, out: Path, retry: bool, progress: Progress) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / _PREPARE_LOCK):
         _write_grid(grid, out)
+        grid.place(out / "models")
         if retry:
             shutil.rmtree(out / "failures", ignore_errors=True)
         for utterance in prepare_corpora(grid, out, progress):

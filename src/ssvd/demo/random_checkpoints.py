@@ -1,6 +1,7 @@
-"""Tiny checkpoints of random weights, one for each family with a CTC head, to try commands on without any download.
+"""Tiny checkpoints of random weights, of every family with a CTC head and of each other kind, to try commands on.
 
-They have the files and the kinds of layers of published checkpoints, know nothing, and take a second to make.
+They have the files and the kinds of layers of published checkpoints, know nothing, and take a second to make. Those of
+Transformers' other families are made by the tests.
 """
 
 import json
@@ -14,15 +15,26 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCTC,
+    GenerationConfig,
     LasrFeatureExtractor,
     LasrTokenizer,
     ParakeetFeatureExtractor,
     ParakeetTokenizer,
+    Qwen2Tokenizer,
+    Qwen3ASRConfig,
+    Qwen3ASRFeatureExtractor,
+    Qwen3ASRForConditionalGeneration,
+    Qwen3ASRProcessor,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
 )
+from transformers.utils.logging import disable_progress_bar
 
+from ssvd.demo import EMBEDDED
 from ssvd.demo.sentences import ADJECTIVES, ADVERBS, ANIMALS, NAMES, PEOPLE, PLACES, PREPOSITIONS, THINGS
 from ssvd.errors import UserError
 
@@ -31,6 +43,18 @@ _PIECES = 256  # so many that a text fits into frames of 80 ms
 _WORDS = (*ADJECTIVES, *ADVERBS, *ANIMALS, *NAMES, *PEOPLE, *PLACES, *PREPOSITIONS, *THINGS)
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+MELS = 16
+"""Bands of the features of a language model that listens."""
+AUDIO = {"audio_token": "<|audio_pad|>", "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>"}
+TURN = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'audio' %}<|audio_start|><|audio_pad|><|audio_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT |= {"num_key_value_heads": 1, "max_position_embeddings": 512}
+"""The size of a language model."""
 
 _SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 _CONVOLUTIONS = {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
@@ -58,8 +82,10 @@ _CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 _MASKED = {"wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio", "wav2vec2-conformer"}
 _NESTED = {"parakeet_ctc", "lasr_ctc"}
-RANDOM_FAMILIES = tuple(_CONFIGS)
-"""The families of which `write_random_checkpoint` makes one."""
+CTC_FAMILIES = tuple(_CONFIGS)
+"""The families with a CTC head of which `write_random_checkpoint` makes one."""
+RANDOM_FAMILIES = (*CTC_FAMILIES, "whisper", "qwen3_asr")
+"""All families of which it makes one."""
 
 
 def write_random_checkpoint(
@@ -70,18 +96,25 @@ def write_random_checkpoint(
     Args:
         model_type: One of `RANDOM_FAMILIES`.
         folder: Folder to write.
-        options: Fields of the config to set differently.
-        letters: What its tokenizer knows beside the blank between words.
+        options: Fields of the config to set differently, of a family with a CTC head.
+        letters: What the tokenizer of such a family knows beside the blank between words.
         seed: Random seed of the weights.
 
     Raises:
         UserError: There is no such family to make.
     """
-    if model_type not in _CONFIGS:
-        raise UserError(
-            f"There is no random checkpoint of the family {model_type!r}: choose among {', '.join(_CONFIGS)}."
-        )
+    check_random_family(model_type)
     folder.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()
+    torch.manual_seed(seed)
+    if model_type not in _CONFIGS:
+        network, processor = {"whisper": whisper, "qwen3_asr": qwen3_asr}[model_type](folder)
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.data.normal_(std=0.25)  # so large that the text depends on the audio
+        network.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return folder
     tokenizer = _TOKENIZERS.get(model_type, _letters)(folder, letters)
     tokenizer.save_pretrained(folder)
     _extractor(model_type).save_pretrained(folder)
@@ -91,13 +124,20 @@ def write_random_checkpoint(
     config = AutoConfig.for_model(
         model_type, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, ctc_loss_reduction="mean", **fields
     )
-    torch.manual_seed(seed)
     network = AutoModelForCTC.from_config(config)
     for head in ("lm_head", "ctc_head"):
         if hasattr(network, head):
             getattr(network, head).weight.data *= 20  # so that frames differ in what they say
     network.save_pretrained(folder)
     return folder
+
+
+def check_random_family(model_type: str) -> None:
+    """Raise UserError if `write_random_checkpoint` cannot make a checkpoint of a family."""
+    if model_type not in RANDOM_FAMILIES:
+        raise UserError(
+            f"There is no random checkpoint of the family {model_type!r}: choose among {', '.join(RANDOM_FAMILIES)}."
+        )
 
 
 def _extractor(model_type: str) -> Any:
@@ -134,3 +174,41 @@ def _scored_pieces(folder: Path, letters: str) -> Any:
 
 
 _TOKENIZERS: Mapping[str, Callable[[Path, str], Any]] = {"parakeet_ctc": _pieces, "lasr_ctc": _scored_pieces}
+
+
+def whisper(folder: Path) -> tuple[Any, Any]:
+    """Return a network of Whisper with the tokenizer and the window of the embedded recogniser, and its processor."""
+    size = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = WhisperConfig.from_pretrained(EMBEDDED, **size, **heads)
+    network = WhisperForConditionalGeneration(config)
+    network.generation_config = GenerationConfig.from_pretrained(EMBEDDED)
+    return network, WhisperProcessor.from_pretrained(EMBEDDED)
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Return a tokenizer of bytes and the special tokens of Qwen."""
+    vocabulary = {symbol: token for token, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=AUDIO
+    )
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    tokenizer.add_tokens(["<asr_text>"])
+    return tokenizer
+
+
+def qwen3_asr(folder: Path) -> tuple[Any, Any]:
+    """Return a network of Qwen3-ASR and its processor."""
+    tokenizer = qwen_tokenizer()
+    token = tokenizer.convert_tokens_to_ids
+    audio = {"num_mel_bins": MELS, "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2}
+    audio |= {"encoder_ffn_dim": 64, "output_dim": 48, "downsample_hidden_size": 4}
+    config = Qwen3ASRConfig(
+        audio_config=audio,
+        text_config={"vocab_size": len(tokenizer), "head_dim": 16, **TEXT},
+        audio_token_id=token("<|audio_pad|>"),
+        pad_token_id=token("<|endoftext|>"),
+        eos_token_id=[token("<|endoftext|>"), token("<|im_end|>")],
+    )
+    features = Qwen3ASRFeatureExtractor(feature_size=MELS)
+    return Qwen3ASRForConditionalGeneration(config), Qwen3ASRProcessor(features, tokenizer, chat_template=TURN)

@@ -264,21 +264,18 @@ def letters_of(tokenizer: Any) -> dict[str, int]:
     return letters
 
 
-def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any) -> None:
-    """Check that the parts of a checkpoint with a CTC head agree.
+def check_ctc_head(checkpoint: str, network: Any, tokenizer: Any) -> None:
+    """Check that a tokenizer belongs to the CTC head of a network.
 
     Args:
         checkpoint: Its name.
         network: The network, with or without weights.
-        extractor: Its feature extractor.
         tokenizer: Its tokenizer.
 
     Raises:
         UserError: They disagree.
     """
     config = network.config
-    kind = _EXTRACTORS.get(config.model_type, Wav2Vec2FeatureExtractor)
-    _check_kind(checkpoint, "feature extractor", extractor, kind)
     kinds = Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer, PreTrainedTokenizerFast
     _check_kind(checkpoint, "tokenizer", tokenizer, *kinds)
     blank = check_token(checkpoint, "the blank (pad_token_id)", config.pad_token_id, config.vocab_size)
@@ -290,6 +287,22 @@ def check_ctc(checkpoint: str, network: Any, extractor: Any, tokenizer: Any) -> 
     else:
         check_vocabulary(checkpoint, tokenizer.get_vocab(), config.vocab_size, "tokenizer.json")
         tokenizer.encode(" a", add_special_tokens=False)  # a damaged one fails here
+
+
+def check_ctc_input(checkpoint: str, network: Any, extractor: Any) -> None:
+    """Check that a feature extractor, and the masks of training, fit a network with a CTC head.
+
+    Args:
+        checkpoint: Its name.
+        network: The network, with or without weights.
+        extractor: Its feature extractor.
+
+    Raises:
+        UserError: They disagree.
+    """
+    config = network.config
+    kind = _EXTRACTORS.get(config.model_type, Wav2Vec2FeatureExtractor)
+    _check_kind(checkpoint, "feature extractor", extractor, kind)
     if kind is Wav2Vec2FeatureExtractor:
         _check_wave(checkpoint, config, extractor)
     else:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class Letters(Alphabet):
         longest_first = sorted(self._letters, key=len, reverse=True)
         self._letter = re.compile("|".join([*map(re.escape, longest_first), "."]))
         characters = {letter for letter in self._letters if len(letter) == 1}
-        self._written = _writing(characters)
+        self._written = _Writing(characters)
 
     def _sayable(self) -> dict[int, str]:
         lower = self._tokenizer.do_lower_case
@@ -130,7 +130,7 @@ class Pieces(Alphabet):
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer)
-        self._written = _writing({character for symbol in self.symbols.values() for character in symbol})
+        self._written = _Writing({character for symbol in self.symbols.values() for character in symbol})
 
     def _sayable(self) -> dict[int, str]:
         special = {*self.special}
@@ -152,18 +152,19 @@ def alphabet_of(tokenizer: Any) -> Alphabet:
     return Letters(tokenizer) if isinstance(tokenizer, Wav2Vec2CTCTokenizer) else Pieces(tokenizer)
 
 
-def _writing(characters: set[str]) -> Callable[[str], str]:
-    """Return what writes a text in the case of a vocabulary, and without punctuation that its `characters` lack."""
-    alphabet = "".join(characters - {" "})
-    fold = str.upper if alphabet.isupper() else str.lower if alphabet.islower() else str
+class _Writing:
+    """What writes a text in the case of a vocabulary, and without punctuation that its `characters` lack."""
 
-    def kept(character: str) -> str:
-        if character in characters or character == " " or not unicodedata.category(character).startswith("P"):
+    def __init__(self, characters: set[str]) -> None:
+        self._characters = characters | {" "}
+        alphabet = "".join(characters - {" "})
+        self._fold = str.upper if alphabet.isupper() else str.lower if alphabet.islower() else str
+
+    def __call__(self, text: str) -> str:
+        folded = self._fold(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+        return " ".join("".join(map(self._kept, folded)).split())
+
+    def _kept(self, character: str) -> str:
+        if character in self._characters or not unicodedata.category(character).startswith("P"):
             return character
         return "" if character == "'" else " "
-
-    def written(text: str) -> str:
-        folded = fold(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
-        return " ".join("".join(map(kept, folded)).split())
-
-    return written

@@ -36,7 +36,7 @@ class Recogniser(ABC):
         window: The longest utterance that is read at once, in seconds.
         language: Code of the one language that it writes; None where that depends on the utterance.
         has_fallback: Whether decoding searches again for texts that repeat themselves; see `Fallback`.
-        vocabulary: The symbols of a new head, if it was given one; see `replace_vocabulary`.
+        vocabulary: The symbols of a new head, if it was given one; see `with_vocabulary`.
         untrained: Names of the layers in `module` that were put in and must be trained, such as a new head.
         phones: What cuts a text into phones; None where the model does not write phones.
         checkpoint_format: The software whose format `save` writes.
@@ -105,17 +105,27 @@ class Recogniser(ABC):
     def loading_code(name: str) -> str:
         """Return Python by which a PEFT user loads the checkpoint's network as `model`, for the cards of adapters."""
 
-    def replace_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Give the network, not yet wrapped, a head for other symbols, which must be trained.
+    @classmethod
+    def with_vocabulary(
+        cls,
+        name: str,
+        vocabulary: Vocabulary,
+        *,
+        window: float | None = None,
+        language: str | None = None,
+        has_weights: bool = True,
+    ) -> "Recogniser":
+        """Load a checkpoint with a new CTC head for other symbols, which must be trained.
 
-        All its weights are zero: before training, the model writes nothing.
+        All weights of the head are zero: before training, the model writes nothing. The checkpoint may have a head for
+        its own symbols, or none.
 
         Raises:
-            UserError: The family has no head that could be replaced.
+            UserError: The checkpoint cannot be used, or its family has no CTC head.
         """
         raise UserError(
-            f"The symbols of {vocabulary.source} cannot be learnt by this model, which has no CTC head: choose one of "
-            "a family that has, such as wav2vec2, wavlm or parakeet_ctc."
+            f"The symbols of {vocabulary.source} cannot be learnt by {name}, which has no CTC head: choose one of a "
+            "family that has, such as wav2vec2, wavlm or parakeet_ctc."
         )
 
     def check(self, cut: Cut) -> str | None:

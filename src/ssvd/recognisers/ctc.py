@@ -17,7 +17,7 @@ from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
 from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
-from ssvd.recognisers.agreement import check_ctc, check_features, reading
+from ssvd.recognisers.agreement import check_ctc_head, check_ctc_input, check_features, reading
 from ssvd.recognisers.alphabets import Phones, alphabet_of
 from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text
 from ssvd.recognisers.decoding import (
@@ -40,6 +40,7 @@ WINDOW = 30.0  # seconds that are read at once: these encoders know no limit but
 _READS_PADDING = {"data2vec-audio", "wav2vec2-conformer", "sew", "sew-d", "lasr_ctc"}
 # Of WavLM's position bias: 8 numbers a head, so few that they would bound the rank of every layer.
 _GATE = ".gru_rel_pos_linear"
+_USUAL_SYMBOLS = 32  # of the heads of published English models
 _ENCODER = re.compile(r"(^|\.)encoder\.(encoder\.)?layers?\.")
 
 
@@ -93,7 +94,8 @@ class Ctc(Recogniser):
         self.window = window or WINDOW
         self.language = language
         self._extractor, self._dtype = extractor, dtype
-        self._set_tokenizer(tokenizer)
+        self._alphabet = alphabet_of(tokenizer)
+        self.phones = self._alphabet.phones if isinstance(self._alphabet, Phones) else None
         self._front_end = front_end_of(extractor, module)
         self._own_masking: bool | None = getattr(module.config, "apply_spec_augment", None)
         self._masks_itself = hasattr(module.config, "mask_time_prob")
@@ -107,37 +109,43 @@ class Ctc(Recogniser):
             or getattr(module.config, "feat_extract_norm", None) == "group"  # over time, padding included
         )
 
-    def _set_tokenizer(self, tokenizer: Any) -> None:
-        self._alphabet = alphabet_of(tokenizer)
-        self.phones = self._alphabet.phones if isinstance(self._alphabet, Phones) else None
-
-    def replace_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Give the network a head for other symbols; see `Recogniser`."""
-        network: Any = self.module
-        tokenizer, name = vocabulary.tokenizer(), head_of(network)
-        head = copy.deepcopy(network.get_submodule(name))
-        for part, tensor in list(head.named_parameters()):
-            setattr(head, part, nn.Parameter(tensor.detach().new_zeros(len(tokenizer), *tensor.shape[1:])))
-        setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(tokenizer))
-        network.set_submodule(name, head)
-        network.config.vocab_size, network.config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
-        self._set_tokenizer(tokenizer)
-        self.vocabulary, self.untrained, self.phones = vocabulary, (name,), self._alphabet.phones
-
     @classmethod
     def from_pretrained(
         cls, name: str, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
     ) -> "Ctc":
         """Load float32 weights (from safetensors files only), tokenizer and feature extractor; see `load_model`."""
         outline, _ = cls.outline(name)
+        extractor, tokenizer = _extractor(name, outline), _tokenizer(name, outline)
         module, dtype = load_network(AutoModelForCTC, name, outline)
-        return cls(module, *_processors(name, module), window=window, language=language, task=task, dtype=dtype)
+        return cls(module, extractor, tokenizer, window=window, language=language, task=task, dtype=dtype)
 
     @classmethod
     def without_weights(cls, name: str, *, window: float | None = None, language: str | None = None) -> "Ctc":
         """Load what `check` needs of a checkpoint, its network on the meta device; see `load_check`."""
         module, _ = cls.outline(name)
-        return cls(module, *_processors(name, module), window=window, language=language)
+        return cls(module, _extractor(name, module), _tokenizer(name, module), window=window, language=language)
+
+    @classmethod
+    def with_vocabulary(
+        cls,
+        name: str,
+        vocabulary: Vocabulary,
+        *,
+        window: float | None = None,
+        language: str | None = None,
+        has_weights: bool = True,
+    ) -> "Ctc":
+        """Load a checkpoint with a new head for other symbols; see `Recogniser`."""
+        module: Any
+        module, _ = cls.outline(name)
+        extractor, head, dtype = _extractor(name, module), head_of(module), torch.float32
+        if has_weights:
+            module, dtype = load_network(AutoModelForCTC, name, module, replaced=head)
+        tokenizer = vocabulary.tokenizer()
+        _replace_head(module, head, tokenizer)
+        speech = cls(module, extractor, tokenizer, window=window, language=language, dtype=dtype)
+        speech.vocabulary, speech.untrained, speech.phones = vocabulary, (head,), speech._alphabet.phones
+        return speech
 
     @staticmethod
     def outline(name: str) -> tuple[nn.Module, LayerGroups]:
@@ -322,21 +330,45 @@ def _supported_config(name: str) -> Any:
     config = read_config(name)
     if getattr(config, "adapter_attn_dim", None) is not None:
         raise UserError(f"{name} has an adapter for each language (MMS), which is not supported.")
+    if config.vocab_size is None:  # of a model that was only pretrained, as w2v-bert-2.0
+        config.vocab_size = _USUAL_SYMBOLS
     return config
 
 
-def _processors(name: str, module: Any) -> tuple[Any, Any]:
-    """Return the feature extractor and tokenizer of a checkpoint, which must agree with its network."""
+def _extractor(name: str, module: Any) -> Any:
+    """Return the feature extractor of a checkpoint, which must agree with its network."""
     processor, preprocessor = (read_json(name, f"{part}_config.json") or {} for part in ("processor", "preprocessor"))
-    for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-        read_json(name, file)
-    remedy = "copy vocab.json, tokenizer_config.json and preprocessor_config.json from the model that it comes from"
-    with reading(f"The tokenizer or feature extractor of {name}", remedy):
+    with reading(f"The feature extractor of {name}", "copy preprocessor_config.json from the model that it comes from"):
         check_features(name, processor, preprocessor)
         extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
+        check_ctc_input(name, module, extractor)
+    return extractor
+
+
+def _tokenizer(name: str, module: Any) -> Any:
+    """Return the tokenizer of a checkpoint, which must agree with its network."""
+    if (read_json(name, "config.json") or {}).get("vocab_size", 0) is None:
+        raise UserError(
+            f"The config.json of {name} states no vocab_size, as that of a model which was only pretrained: take one "
+            "that was trained to transcribe, or give a vocabulary for a new head."
+        )
+    for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        read_json(name, file)
+    remedy = "copy vocab.json or tokenizer.json, and tokenizer_config.json, from the model that it comes from"
+    with reading(f"The tokenizer of {name}", remedy):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        check_ctc(name, module, extractor, tokenizer)
-    return extractor, tokenizer
+        check_ctc_head(name, module, tokenizer)
+    return tokenizer
+
+
+def _replace_head(network: Any, name: str, tokenizer: Any) -> None:
+    """Put a head for the tokens of a tokenizer, all zero, in the place of a network's own."""
+    head = copy.deepcopy(network.get_submodule(name))
+    for part, tensor in list(head.named_parameters()):
+        setattr(head, part, nn.Parameter(tensor.detach().new_zeros(len(tokenizer), *tensor.shape[1:])))
+    setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(tokenizer))
+    network.set_submodule(name, head)
+    network.config.vocab_size, network.config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
 
 
 def _layer_groups(network: Any) -> LayerGroups:

@@ -14,12 +14,15 @@ from torch import nn
 from ssvd.errors import UserError
 from ssvd.recognisers.base import Recogniser
 from ssvd.recognisers.layers import LayerGroups
+from ssvd.recognisers.vocabulary import Vocabulary
 
 Kind = Literal["encoder and decoder", "CTC", "language-model decoder", "transducer"]
 """How a family of models finds the text."""
 
 COMMANDS = "plan, data check, adapt, evaluate, transcribe, merge"
 """What the tests run of a family that is tested from end to end."""
+INTERFACE = "losses, texts, training, merging"
+"""What the tests run of a family whose commands are those of a sibling that is tested from end to end."""
 
 
 class Loader(Protocol):
@@ -30,6 +33,11 @@ class Loader(Protocol):
 
     def without_weights(self, name: str, *, window: float | None, language: str | None) -> Recogniser:
         """Load what `check` needs of a checkpoint; see `ssvd.recognisers.loading.load_check`."""
+
+    def with_vocabulary(
+        self, name: str, vocabulary: Vocabulary, *, window: float | None, language: str | None, has_weights: bool = True
+    ) -> Recogniser:
+        """Load a checkpoint with a new head; see `Recogniser.with_vocabulary`."""
 
     def outline(self, name: str) -> tuple[nn.Module, LayerGroups]:
         """Return the network without its weights, on the meta device, and its layers."""
@@ -86,8 +94,14 @@ _STATISTICS = "the statistics of its batch normalisation stay those of the check
 _ALONE = "each utterance is decoded alone, since its padding would change the text"
 
 
-def _ctc(name: str, checkpoints: str, notes: str = "", front_end: str = "; front-end: convolutions") -> Family:
-    return Family(name, "CTC", "ctc:Ctc", checkpoints, f"encoder{front_end}", COMMANDS, notes=notes)
+def _ctc(
+    name: str,
+    checkpoints: str,
+    notes: str = "",
+    front_end: str = "; front-end: convolutions",
+    random_weights: str = INTERFACE,
+) -> Family:
+    return Family(name, "CTC", "ctc:Ctc", checkpoints, f"encoder{front_end}", random_weights, notes=notes)
 
 
 def _writes(
@@ -113,6 +127,7 @@ FAMILIES: Mapping[str, Family] = {
         "wav2vec 2.0",
         "facebook/wav2vec2-base-960h, XLSR and XLS-R with a CTC head",
         "MMS, which has an adapter for each language, is refused",
+        random_weights=COMMANDS,
     ),
     "hubert": _ctc("HuBERT", "facebook/hubert-large-ls960-ft and others with a CTC head"),
     "wavlm": _ctc(
@@ -121,18 +136,21 @@ FAMILIES: Mapping[str, Family] = {
         "its attention reads weights past their layers, so it is computed by the layers here, the same up to rounding "
         "(the gate of its position bias, 8 numbers a head, is not adapted); "
         "with PEFT alone, call `ssvd.recognisers.wavlm.call_projections` on the network first",
+        random_weights=COMMANDS,
     ),
     "wav2vec2-bert": _ctc(
         "wav2vec2-BERT",
         "facebook/w2v-bert-2.0, fine-tuned with a CTC head",
         "reads log-mel features",
         front_end="",
+        random_weights=COMMANDS,
     ),
     "parakeet_ctc": _ctc(
         "Parakeet-CTC",
         "nvidia/parakeet-ctc-0.6b and -1.1b",
         "reads log-mel features; writes pieces of words; layers are not dropped in training, whatever its config "
         "says; the statistics of its batch normalisation stay those of the checkpoint",
+        random_weights=COMMANDS,
     ),
     "wav2vec2-conformer": _ctc(
         "wav2vec2-conformer",
@@ -226,19 +244,14 @@ REFUSED: Mapping[str, Refused] = {
     "parakeet_tdt": Refused(
         "Parakeet-TDT",
         "transducer",
-        "its loss keeps logits for each frame, token and entry of the vocabulary, too many for usual batches; "
-        f"{_SAME_ENCODER}",
+        "its loss keeps a number for each frame, token and entry of the vocabulary (0.16 GB for 10 s of speech and 40 "
+        f"tokens, several times over), and training through that is not built; {_SAME_ENCODER}",
         "parakeet_ctc",
     ),
     "nemotron_asr_streaming": Refused(
-        "Nemotron ASR streaming",
-        "transducer",
-        "its loss needs torchaudio, which this package does without",
-        "parakeet_ctc",
+        "Nemotron ASR streaming", "transducer", "Transformers has no loss for it", "parakeet_ctc"
     ),
-    "nemotron3_5_asr": Refused(
-        "Nemotron 3.5 ASR", "transducer", "its loss needs torchaudio, which this package does without", "parakeet_ctc"
-    ),
+    "nemotron3_5_asr": Refused("Nemotron 3.5 ASR", "transducer", "Transformers has no loss for it", "parakeet_ctc"),
     "granite_speech5_ctc": Refused(
         "Granite Speech 5",
         "CTC",
@@ -301,6 +314,29 @@ REFUSED: Mapping[str, Refused] = {
     "pop2piano": Refused("Pop2Piano", "encoder and decoder", "it writes notes, not words", "whisper"),
 }
 """The families of Transformers that are known and refused, by `model_type`."""
+
+
+ESPNET_FAMILIES = (
+    Family(
+        "OWSM",
+        "encoder and decoder",
+        "owsm:Owsm",
+        "espnet/owsm_v3.1_ebf and others with an E-Branchformer or Transformer encoder and a decoder",
+        "encoder, decoder with its output; front-end: convolutions",
+        COMMANDS,
+        notes="needs ESPnet; trained by both of its losses, CTC and attention",
+    ),
+    Family(
+        "OWSM-CTC",
+        "CTC",
+        "owsm:OwsmCtc",
+        "espnet/owsm_ctc_v3.1_1B and others",
+        "encoder; front-end: convolutions",
+        COMMANDS,
+        notes="needs ESPnet",
+    ),
+)
+"""The families of ESPnet, whose checkpoints say themselves which they are."""
 
 
 def find_family(checkpoint: str, model_type: str) -> Family:

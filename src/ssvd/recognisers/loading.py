@@ -35,7 +35,7 @@ def load_model(
         window: Length of the input in seconds; None for the model's own.
         language: Name or code, of utterances that do not state theirs; models of one language ignore both.
         task: "transcribe", or "translate" (into English).
-        vocabulary: Symbols for a new head in the place of the checkpoint's; see `Recogniser.replace_vocabulary`.
+        vocabulary: Symbols for a new head in the place of the checkpoint's; see `Recogniser.with_vocabulary`.
 
     Raises:
         UserError: there is no such checkpoint, its family is not supported, it has no safetensors weights, or an option
@@ -44,15 +44,15 @@ def load_model(
     name = str(name_or_path)
     if (checkpoint := _espnet_checkpoint(name)) is not None:
         with espnet_importable():
-            from ssvd.recognisers.owsm import load_owsm
-        speech: Recogniser = load_owsm(checkpoint, window=window, language=language, task=task)
-    else:
-        family = _family(name)
-        transformers.utils.logging.disable_progress_bar()  # "Loading weights", gone before it is read
-        speech = family.from_pretrained(name, window=window, language=language, task=task)
+            from ssvd.recognisers.owsm import Owsm, load_owsm
+        if vocabulary is not None:
+            return Owsm.with_vocabulary(name, vocabulary)
+        return load_owsm(checkpoint, window=window, language=language, task=task)
+    family = _family(name)
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights", gone before it is read
     if vocabulary is not None:
-        speech.replace_vocabulary(vocabulary)
-    return speech
+        return family.with_vocabulary(name, vocabulary, window=window, language=language)
+    return family.from_pretrained(name, window=window, language=language, task=task)
 
 
 def load_outline(name_or_path: str | Path, wanted: Sequence[str] = USUAL_GROUPS) -> tuple[nn.Module, list[str]]:
@@ -91,10 +91,10 @@ def load_check(
     name = str(name_or_path)
     if _espnet_checkpoint(name) is not None:
         return load_model(name, window=window, language=language, vocabulary=vocabulary).check
-    speech = _family(name).without_weights(name, window=window, language=language)
+    family = _family(name)
     if vocabulary is not None:
-        speech.replace_vocabulary(vocabulary)
-    return speech.check
+        return family.with_vocabulary(name, vocabulary, window=window, language=language, has_weights=False).check
+    return family.without_weights(name, window=window, language=language).check
 
 
 def _espnet_checkpoint(name: str) -> Checkpoint | None:

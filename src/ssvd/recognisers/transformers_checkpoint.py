@@ -1,5 +1,6 @@
 """Read checkpoints of Transformers: safetensors only, every tensor accounted for, no file taken to be well formed."""
 
+import copy
 import json
 import re
 from collections import Counter
@@ -92,7 +93,7 @@ def read_config(name: str) -> Any:
     return config
 
 
-def load_network(kind: Any, name: str, outline: nn.Module) -> tuple[Any, torch.dtype]:
+def load_network(kind: Any, name: str, outline: Any, *, replaced: str | None = None) -> tuple[Any, torch.dtype]:
     """Load the network of a checkpoint in float32 and evaluation mode; return it and the dtype of its stored weights.
 
     Tensors that only training by masking needs may be missing and are zero then; those that only training without
@@ -102,6 +103,7 @@ def load_network(kind: Any, name: str, outline: nn.Module) -> tuple[Any, torch.d
         kind: The class of the network, or an auto class.
         name: Folder, or name on the hub.
         outline: The network without its weights, on the meta device.
+        replaced: Name of a layer that will be replaced, and may be missing therefore; it is zero then.
 
     Raises:
         UserError: The weights are not in safetensors files, are damaged or quantised, do not fit the config, or are no
@@ -116,10 +118,17 @@ def load_network(kind: Any, name: str, outline: nn.Module) -> tuple[Any, torch.d
     )
     with reading(f"The weights of {name}", remedy):
         dtype = _check_stored(name, outline)
+        options = {} if replaced is None else {"config": copy.deepcopy(outline.config)}
         network, report = kind.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
         )
     missing = [key for key in report["missing_keys"] if not _MASKING.search(key)]
+    missing = [key for key in missing if replaced is None or not key.startswith(f"{replaced}.")]
     if missing:
         raise UserError(
             f"The checkpoint {name} lacks weights, among them {min(missing)} ({len(missing)} in all): take a whole one "
