@@ -76,6 +76,16 @@ def test_the_prompt_is_the_processors_and_the_text_ends_as_a_turn_does(folders, 
     assert batch.languages == (["nl", "nl"] if family == "qwen3_asr" else [None, None])
 
 
+def test_a_template_of_one_turn_leaves_the_end_to_the_tokenizer(folders, tmp_path):
+    folder = shutil.copytree(folders["glmasr"], tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    refusing = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
+    template.write_text(refusing + template.read_text())
+    speech = load_model(folder)
+    assert spelt(speech, [speech._end]) == "<|endoftext|>"
+    assert spelt(load_model(folders["glmasr"]), [load_model(folders["glmasr"])._end]) == "<|user|>"
+
+
 @pytest.mark.parametrize("family", KINDS)
 def test_there_are_as_many_placeholders_as_the_encoder_makes_of_a_row(folders, cuts, family):
     speech = load_model(folders[family])

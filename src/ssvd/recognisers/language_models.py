@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMultimodalLM, GenerationConfig, StoppingCriteriaList
@@ -98,7 +99,10 @@ class SpeechLanguageModel(Autoregressive):
         silence = np.zeros(self.sampling_rate, np.float32)
         user = {"role": "user", "content": [{"type": "audio", "audio": silence}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": _SPOKEN}]}
-        rendered = self._processor.apply_chat_template([user, answer, user], tokenize=False)
+        try:
+            rendered = self._processor.apply_chat_template([user, answer, user], tokenize=False)
+        except (TemplateError, TypeError):  # a template for one turn, or for texts that are no lists of parts
+            return self._tokenizer_end()
         _, _, following = rendered.partition(_SPOKEN)
         for token in self._tokenizer.encode(following, add_special_tokens=False)[:2]:
             if token in self._ends:
