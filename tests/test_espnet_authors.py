@@ -1,10 +1,12 @@
 """Adapters as the authors' branch of ESPnet saves them: read, decoded, and written."""
 
+import json
 import math
 from itertools import combinations
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -207,7 +209,8 @@ def adapter_of(owsm, folder, method, budget="p=0.4"):  # noqa: F811
     ("method", "budget", "said"),
     [
         ("ssvd", "p=0.4", "rotates the output basis of .* train with rotate='smaller'"),
-        ("ssvd neumann", "p=0.4", "no place for rotation 'neumann'"),
+        ("ssvd tail", "p=0.4", "no place for other triplets than the first"),
+        ("ssvd neumann", "p=0.4", "has the rotations approx and strict, and no 'neumann'"),
         ("lora", "rank=2", "holds adapters of SSVD alone"),
     ],
 )
@@ -235,3 +238,21 @@ def test_the_command_converts_there_and_back(owsm, batch, tmp_path):  # noqa: F8
     # As a model, theirs is refused with a hint.
     with pytest.raises(UserError, match=r"One of SSVD can be converted"):
         load_model(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("recipe", ["ssvd", "dora", "svft"])
+def test_the_recipe_of_the_authors_trains_a_small_model(recipe, owsm, tmp_path):  # noqa: F811
+    lines = ["path,text,speaker"]
+    for number in range(4):
+        noise = np.random.default_rng(number).normal(scale=0.1, size=30_000)
+        soundfile.write(tmp_path / f"{number}.wav", noise, 16000)
+        lines.append(f"{number}.wav,seven green ships,{number}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines) + "\n")
+    arguments = [owsm, "--config", f"myst-owsm-{recipe}", "--train", table, "--dev", table, "--out", tmp_path / "run"]
+    shorter = "--epochs 1 --updates-per-epoch 2 --accumulation 1 --batch-size 2 --workers 0 --device cpu".split()
+    result = CliRunner().invoke(app, ["adapt", *map(str, arguments), *shorter], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "run/result.json").read_text())
+    assert written["series"][-1]["update"] == 2 and math.isfinite(written["series"][-1]["loss"])
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["decay"] == "inverse-sqrt"

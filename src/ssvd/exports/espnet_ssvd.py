@@ -242,9 +242,11 @@ def write_espnet_ssvd(speech: Recogniser, folder: Path) -> None:
     if not isinstance(network, PeftModel) or not isinstance(config := network.peft_config["default"], SSVDConfig):
         raise UserError("The authors' format holds adapters of SSVD alone, and this model has none.")
     maps = {form: map_name for map_name, form in _FORMS.items()}
-    if config.rotation not in maps or config.modules_to_save:
-        what = "modules trained in full" if config.modules_to_save else f"rotation {config.rotation!r}"
-        raise UserError(f"The authors' format has no place for {what} beside the rotations {' and '.join(maps)}.")
+    if config.rotation not in maps:
+        raise UserError(f"The authors' format has the rotations {' and '.join(maps)}, and no {config.rotation!r}.")
+    if config.modules_to_save or config.subspace != "top":
+        what = "modules trained in full" if config.modules_to_save else "other triplets than the first"
+        raise UserError(f"The authors' format has no place for {what}.")
     layers = {
         name.removeprefix("base_model.model."): layer
         for name, layer in network.named_modules()
