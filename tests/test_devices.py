@@ -268,6 +268,7 @@ def test_placement_is_that_of_torchrun(torchrun, options):
     assert find_placement(options(devices=2, nodes=2)).size == 4
     with pytest.raises(UserError, match=r"devices is 3, but torchrun has started processes for 2: give devices as 2"):
         find_placement(options(devices=3))
+    assert find_placement(options(devices=1, nodes=1)) == Placement(), "as a training of a grid"
     torchrun(LOCAL_WORLD_SIZE=3)
     with pytest.raises(UserError, match="not equally many on each machine"):
         find_placement(options())

@@ -37,6 +37,7 @@ from ssvd.training.augmentation import Augmenter
 from ssvd.training.base_fingerprint import base_fingerprint
 from ssvd.training.data import TrainingData, list_skipped, read_data, store_data, stored_data
 from ssvd.training.launch import PeerError, launch
+from ssvd.training.memory import DTYPES, check_savings, checkpoint_activations, round_frozen
 from ssvd.training.module import Adaptation
 from ssvd.training.options import CHANGEABLE, changed_options, checked_options
 from ssvd.training.placement import Placement, find_placement
@@ -138,6 +139,7 @@ def _fine_tune(
     layers = speech.adaptable_layers(options.layers)
     _check_budget(speech, layers, options)
     _check_statistics(speech, options, group)
+    check_savings(options, speech.module)
     augmenter = Augmenter(options.augment, sampling_rate=speech.sampling_rate, window=speech.window, seed=options.seed)
     data = group.from_first(lambda: stored_data(run) if last.is_file() else read_data(options, speech, progress))
     begins = group.from_first(lambda: not last.is_file())
@@ -245,6 +247,9 @@ def _make_trainable(speech: Recogniser, layers: list[str], options: AdaptOptions
         [*options.also_train, *speech.untrained],
         options.token_stride,
     )
+    round_frozen(speech.module, DTYPES[options.base_dtype])
+    if options.checkpointing:
+        checkpoint_activations(speech.module)
     speech.spec_augment = SpecAugment() if options.spec_augment else None
 
 

@@ -8,14 +8,52 @@ from typing import Any
 from torch import nn
 
 from ssvd.errors import UserError
-from ssvd.methods import METHODS, Budget, check_layers, find_method, linear_shapes, parameters
+from ssvd.methods import METHODS, Budget, apply_method, check_layers, find_method, linear_shapes, parameters
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_outline
+from ssvd.training.memory import DTYPES, checkpoint_activations, round_frozen
+from ssvd.training.step_memory import step_inputs, step_memory
 from ssvd.tuners import SSVDConfig, SVFTConfig
 from ssvd_options import AdaptOptions
 
 BYTES = 4  # per number: adapters are trained and stored in float32
 TEXT_SHARE = 1 / 16  # tokens of a decoder for each of the encoder: text is slower than frames
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of a training, in bytes, on a CPU.
+
+    Attributes:
+        weights: Of the model and of the trained parameters beside it.
+        bases: Frozen singular bases, and other buffers.
+        moments: Of AdamW.
+        step: The most that a step holds at a time: activations, weights that it forms, and gradients.
+        total: All of these.
+    """
+
+    weights: int
+    bases: int
+    moments: int
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a training step computes, and what it saves.
+
+    Attributes:
+        batch_size: Utterances of a batch on one device.
+        seconds: Length of the utterances, or of the window.
+        base_dtype: Type of the frozen weights and bases; computation is in mixed precision if it is not float32.
+        checkpointing: Whether activations are computed again instead of kept.
+    """
+
+    batch_size: int
+    seconds: float = 30.0
+    base_dtype: str = "float32"
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,6 +69,7 @@ class PlannedMethod:
         optimiser_bytes: Size of the gradients and the two moments of AdamW.
         operations: Multiplications of a training step in the adapted layers, forward and backward, as a ratio to those
             of the frozen layers.
+        memory: What training holds; None where no load was given, or it cannot be found without weights.
         reason: Why the budget is out of reach; the numbers are then None.
     """
 
@@ -41,6 +80,7 @@ class PlannedMethod:
     adapter_bytes: int | None = None
     optimiser_bytes: int | None = None
     operations: float | None = None
+    memory: Memory | None = None
     reason: str | None = None
 
 
@@ -147,7 +187,11 @@ def plan_run(options: AdaptOptions, tokens: int = 8000) -> PlannedRun:
 
 
 def plan_methods(
-    model: str | Path, budget: str = "p=0.4", tokens: int = 8000, layers: Sequence[str] = USUAL_GROUPS
+    model: str | Path,
+    budget: str = "p=0.4",
+    tokens: int = 8000,
+    layers: Sequence[str] = USUAL_GROUPS,
+    load: Load | None = None,
 ) -> Planned:
     """Plan each method at a budget; the model's weights are not read.
 
@@ -156,6 +200,7 @@ def plan_methods(
         budget: See `ssvd.methods.Budget.parse`. Methods that do not have the setting that it names are left out.
         tokens: Number of tokens of a training step in each layer, over which the forming of weights is spread.
         layers: Layers to adapt, as `ssvd.recognisers.layers.chosen_layers` takes them.
+        load: A training step whose memory is planned too; it takes about a second for each method.
 
     Raises:
         UserError: There is no such model, it has no such layers, or the budget cannot be read.
@@ -185,9 +230,32 @@ def plan_methods(
                 BYTES * (count + method.frozen_numbers(shapes, setting)),
                 3 * BYTES * count,
                 1 + sum(method.products(shape, setting, tokens) for shape in trained.values()) / frozen,
+                None if load is None else planned_memory(model, name, parsed, layers, load),
             )
         )
     return Planned(str(model), total, len(names), budget, tokens, rows)
+
+
+def planned_memory(model: str | Path, method: str, budget: Budget, layers: Sequence[str], load: Load) -> Memory | None:
+    """Return the memory of a training by a method; None where it cannot be found without weights.
+
+    So it is for MiCA, which is defined by what it decomposes, and for models other than Whisper and those that read
+    samples, as wav2vec 2.0 does.
+    """
+    module, names = load_outline(model, layers)
+    inputs = step_inputs(module, load.batch_size, load.seconds)
+    if inputs is None or method in ("mica", "frozen"):
+        return None
+    start = {"init_lora_weights": False} if method == "pissa" else None  # of another content, and of the same size
+    network = apply_method(module, method, names, budget, options=start)
+    round_frozen(network, DTYPES[load.base_dtype])
+    if load.checkpointing:
+        checkpoint_activations(network)
+    weights = sum(part.nbytes for part in network.parameters())
+    bases = sum(part.nbytes for part in network.buffers())
+    moments = 2 * sum(part.nbytes for part in network.parameters() if part.requires_grad)
+    step = step_memory(network, inputs, autocast=load.base_dtype != "float32")
+    return Memory(weights, bases, moments, step, weights + bases + moments + step)
 
 
 def _inside(module: nn.Module, layers: list[str], part: nn.Module) -> list[str]:

@@ -1,6 +1,7 @@
 """`ssvd plan`."""
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from ssvd_cli.options import LARGEST, Budget, Json
 from ssvd_cli.recipes import read_options
 from ssvd_cli.terminal import console, in_bytes
 
+DTYPES = ("float32", "bfloat16", "float16")
 _SPEED = 1e14  # operations a second: between a consumer's and a data centre's GPU of 2022, in bf16
 
 
@@ -32,6 +34,17 @@ def plan(
     tokens: Annotated[
         int, typer.Option(min=1, max=LARGEST, help="Number of tokens per training step, for counting operations.")
     ] = 8000,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, max=LARGEST, help="Plan the memory of training too, with so many utterances on a device."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of these utterances, or the window.")] = 30,
+    base_dtype: Annotated[
+        str, typer.Option(metavar="|".join(DTYPES), help="Type of the frozen weights, for the memory.")
+    ] = "float32",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute activations again, for the memory.")
+    ] = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -47,27 +60,37 @@ def plan(
         return
     if model is None:
         raise CommandError("Name a model: ssvd plan MODEL.")
-    from ssvd.plan import plan_methods
+    if base_dtype not in DTYPES:
+        raise CommandError(f"--base-dtype must be {', '.join(DTYPES)}, but is {base_dtype!r}.")
+    from ssvd.plan import Load, plan_methods
 
-    planned = plan_methods(model, budget, tokens, layers)
+    load = None if batch_size is None else Load(batch_size, seconds, base_dtype, checkpointing)
+    planned = plan_methods(model, budget, tokens, layers, load)
     if as_json:
         print(json.dumps(planned.as_dict(), indent=2))
         return
     title = f"{planned.model}: {planned.parameters:,} parameters, {planned.layers} layers to adapt; budget {budget}"
-    table = Table(
-        "method", "setting", "trained", "share", "file", "optimiser", "operations", title=title, box=box.SIMPLE
-    )
+    parts = ["weights", "bases", "moments", "step", "memory"] if load else []
+    columns = "method", "setting", "trained", "share", "file", "optimiser", "operations"
+    table = Table(*columns, *parts, title=title, box=box.SIMPLE)
     for row in planned.methods:
         if row.reason is not None:
             continue
         cells = f"{row.trainable_parameters:,}", f"{row.trainable_share:.2%}", in_bytes(row.adapter_bytes)
-        table.add_row(row.method, row.setting, *cells, in_bytes(row.optimiser_bytes), f"{row.operations:.2f}")
+        memory = map(in_bytes, astuple(row.memory)) if row.memory else ()
+        table.add_row(row.method, row.setting, *cells, in_bytes(row.optimiser_bytes), f"{row.operations:.2f}", *memory)
     console.print(table)
     console.print(
         f"Operations: multiplications of a training step of {tokens:,} tokens in the adapted layers, as a ratio to the "
         "frozen layers. File and optimiser in float32.",
         style="dim",
     )
+    if load:
+        console.print(
+            f"Memory of training on a CPU, {load.batch_size} x {load.seconds:g} s on a device: a step holds "
+            "activations, weights that it forms, and gradients. The libraries themselves come on top.",
+            style="dim",
+        )
     for row in planned.methods:
         if row.reason is not None:
             console.print(f"Left out: {escape(row.reason)}", highlight=False)

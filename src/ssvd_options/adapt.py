@@ -125,8 +125,12 @@ class AdaptOptions(BaseModel):
         True, description="Decode repetitive Whisper output again at higher temperatures, as OpenAI's decoder does."
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Random seed.")
-    workers: int = Field(
-        0, ge=0, le=_LARGEST, description="Number of processes that read audio; 0 reads it in the main process."
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=_LARGEST,
+        description="Number of processes that read audio for each device; 0 reads it in the main process, which is the "
+        "default on a CPU; on a GPU, up to 4.",
     )
     prefetch: _Count = Field(2, description="Number of batches that each of these processes reads ahead.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
@@ -147,4 +151,11 @@ class AdaptOptions(BaseModel):
     )
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp", description="How several devices share the work; ddp gives each the whole model and a part of the batch."
+    )
+    base_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type of the frozen weights and bases in training; what is trained stays in float32."
+    )
+    checkpointing: bool = Field(
+        False,
+        description="Compute activations again in the backward pass instead of keeping them: less memory, slower.",
     )

@@ -195,6 +195,8 @@ def _train(grid: Grid, out: Path, task: Task, device: str, started: datetime) ->
             "learning_rate": task.learning_rate,
             "seed": task.seed,
             "device": device,
+            "devices": 1,
+            "nodes": 1,
         }
     )
     if not _can_continue(run, options):

@@ -18,7 +18,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import common_language, field_value
 from ssvd.errors import UserError
 from ssvd.files import write_json_lines
-from ssvd.hardware import pick_device
+from ssvd.hardware import pick_device, threads_each
 from ssvd.methods import find_method
 from ssvd.recognisers.decoding import Decoding, Fallback
 from ssvd.recognisers.loading import Recogniser
@@ -97,8 +97,11 @@ class Adaptation(lightning.LightningModule):
         groups = [[data.train[index] for index in group] for group in self._groups]
         self._batching = InGroups([self._batching_of(cuts) for cuts in groups], self._groups)
         self._augmenter = augmenter
-        pinned = pick_device(options.device).type == "cuda"
-        self._loading = Loading(options.workers, options.prefetch, pin_memory=pinned)
+        on_gpu = pick_device(options.device).type == "cuda"
+        # On a CPU they would take the cores from the computation.
+        usual = min(4, threads_each(self._group.placement.devices) - 1) if on_gpu else 0
+        workers = usual if options.workers is None else options.workers
+        self._loading = Loading(workers, options.prefetch, pin_memory=on_gpu)
         self._check_batches()
         self.updates = len(self._epoch_batches(0)) // options.accumulation * options.epochs
 

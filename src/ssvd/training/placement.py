@@ -59,10 +59,15 @@ ALONE = Placement()
 def find_placement(options: AdaptOptions) -> Placement:
     """Return the placement that torchrun or SLURM have made, else the one that the options ask for.
 
+    Where they state one device and one machine, the training is one of its own, whoever has started this process, as
+    those of a grid are.
+
     Raises:
         UserError: The options contradict what was started, or there are no such devices or processes.
     """
-    if TorchElasticEnvironment.detect():
+    if options.devices == options.nodes == 1:
+        found = ALONE
+    elif TorchElasticEnvironment.detect():
         found = _started("torchrun", int(os.environ["LOCAL_WORLD_SIZE"]))
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and SLURMEnvironment.detect():
         found = _started("SLURM", int(os.environ["SLURM_STEP_NUM_TASKS"]) // int(os.environ["SLURM_STEP_NUM_NODES"]))

@@ -2,8 +2,9 @@
 
 import logging
 import warnings
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from ssvd.errors import UserError
 from ssvd.files import whole_file
 from ssvd.hardware import keep_freed_memory, pick_device
+from ssvd.training.memory import precision_of
 from ssvd.training.module import Adaptation
 from ssvd.training.placement import ALONE, Placement
 from ssvd.training.progress import Progress
@@ -34,7 +36,7 @@ def build_trainer(
         # Of full fine-tuning; on a CPU there is no such layer.
         sync_batchnorm=placement.size > 1 and pick_device(options.device).type == "cuda",
         use_distributed_sampler=False,  # ours divide batches that are the same for any number of processes
-        precision=_precision(options.device),
+        precision=precision_of(options.device, options.base_dtype),
         max_epochs=options.epochs,
         accumulate_grad_batches=options.accumulation,
         gradient_clip_val=options.clip,
@@ -57,8 +59,8 @@ def _strategy(placement: Placement) -> str | DDPStrategy:
     if placement.size == 1:
         return "auto"
     # Frozen bases are the same everywhere, so nothing but gradients is sent. LayerDrop and masking leave out
-    # parameters, on one process and not on another.
-    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=True)
+    # parameters, on one process and not on another. The others wait while the first reads a corpus, or decomposes.
+    return DDPStrategy(broadcast_buffers=False, find_unused_parameters=True, timeout=timedelta(hours=6))
 
 
 def prepare_process() -> None:
@@ -71,12 +73,6 @@ def prepare_process() -> None:
         "ignore",
         message=".*LeafSpec.*|.*lr_scheduler.step.*|Checkpoint directory.*|`broadcast_buffers` is deprecated.*",
     )
-
-
-def _precision(device: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    return "32-true"
 
 
 class _WholeFiles(TorchCheckpointIO):

@@ -1,0 +1,70 @@
+"""What takes memory in training and can be made smaller: the frozen weights and the activations."""
+
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from ssvd.errors import UserError
+from ssvd.hardware import pick_device
+from ssvd.methods import find_method
+from ssvd.spectral import Basis
+from ssvd_options import AdaptOptions
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_savings(options: AdaptOptions, network: nn.Module) -> None:
+    """Refuse savings of memory that the method, the model or the device does not have, before any corpus is read.
+
+    Raises:
+        UserError: They do not have them.
+    """
+    is_of_transformers = isinstance(network, PreTrainedModel)
+    if options.checkpointing and not getattr(network, "supports_gradient_checkpointing", False):
+        raise UserError("The activations of this model cannot be computed again (checkpointing): leave it out.")
+    if options.base_dtype == "float32":
+        return
+    if find_method(options.method).config is None:
+        raise UserError(
+            f"The method {options.method!r} trains the base weights themselves, in float32: leave base_dtype out, or "
+            "use an adapter."
+        )
+    if not is_of_transformers:
+        raise UserError("Models of ESPnet compute in float32: leave base_dtype out.")
+    if options.base_dtype == "float16" and pick_device(options.device).type != "cuda":
+        raise UserError("A base_dtype of float16 needs a CUDA GPU: use bfloat16.")
+
+
+def round_frozen(network: nn.Module, dtype: torch.dtype) -> None:
+    """Round what is not trained, weights and bases, to a dtype in place.
+
+    The bases are those of the unrounded weights, so that an adapter fits the base model as it is loaded later. Singular
+    values and fingerprints stay in float32.
+    """
+    for parameter in network.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for module in network.modules():
+        if isinstance(module, Basis):
+            module.to(dtype)
+
+
+def checkpoint_activations(network: nn.Module) -> None:
+    """Let each block of a network compute its activations again in the backward pass instead of keeping them."""
+    base: Any = network.get_base_model() if isinstance(network, PeftModel) else network
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
+
+
+def precision_of(device: str, base_dtype: str) -> Precision:
+    """Return in which precision Lightning computes: mixed on a GPU, and wherever the frozen weights are rounded."""
+    if base_dtype != "float32":
+        return "16-mixed" if base_dtype == "float16" else "bf16-mixed"
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return "32-true"

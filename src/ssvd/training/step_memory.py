@@ -1,0 +1,109 @@
+"""The memory of a training step, found by going through it with tensors that have a shape and no content."""
+
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import PreTrainedModel
+
+from ssvd.spectral import Basis
+
+TOKENS_PER_SECOND = 4  # of text
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes that operations hold, beyond tensors that were there before; `peak` is the most at a time."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held = self.peak = 0
+        self._before = [tensor.untyped_storage() for tensor in known]  # kept, or another one could get its address
+        self._seen: dict[int, Any] = dict.fromkeys(storage._cdata for storage in self._before)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:  # a view
+            return
+
+        def drop(_: object) -> None:
+            del self._seen[key]
+            self.held -= size
+
+        self._seen[key] = weakref.ref(storage, drop)
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+
+def step_inputs(outline: nn.Module, batch_size: int, seconds: float) -> Callable[[], dict[str, Tensor]] | None:
+    """Return what makes the inputs of a network for a batch of so many utterances of so many seconds.
+
+    None where it is not known how, which is so for all but Whisper and models that read samples. The outline of Whisper
+    is changed to a window of these seconds.
+    """
+    if not isinstance(outline, PreTrainedModel):
+        return None
+    config, tokens = outline.config, max(1, round(TOKENS_PER_SECOND * seconds))
+    if config.model_type == "whisper":
+        encoder = outline.get_encoder()
+        positions = min(round(50 * seconds), config.max_source_positions)
+        if positions < config.max_source_positions:
+            encoder.embed_positions = nn.Embedding(positions, config.d_model, device="meta").requires_grad_(False)
+            config.max_source_positions = positions
+        length = min(tokens, config.max_target_positions)
+        return lambda: {
+            "input_features": torch.empty(batch_size, config.num_mel_bins, 2 * positions),
+            "decoder_input_ids": torch.zeros(batch_size, length, dtype=torch.long),
+        }
+    if outline.main_input_name == "input_values":
+        return lambda: {"input_values": torch.empty(batch_size, round(16_000 * seconds))}
+    return None
+
+
+def step_memory(network: nn.Module, inputs: Callable[[], dict[str, Tensor]], *, autocast: bool = False) -> int:
+    """Return the most bytes that a training step holds at a time, beyond weights, buffers and the optimiser's moments.
+
+    These are activations, the weights that some methods form, and gradients, in float32 or the dtype of autocast, as on
+    a CPU, whose attention does not keep its weights.
+
+    Args:
+        network: A network on the meta device, ready for training; it is changed.
+        inputs: Makes its inputs.
+        autocast: Whether it computes in mixed precision, bfloat16.
+    """
+    # A basis without content cannot be compared with its weight.
+    fits = patch.object(Basis, "fits", lambda basis, weight: basis.U.dtype == torch.float32)
+    with fits, warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+        network.to_empty(device="cpu").train()
+        values = inputs()
+
+        def step() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                output = network(**values, **({"use_cache": False} if "decoder_input_ids" in values else {}))
+            logits = output.logits.float()
+            if "decoder_input_ids" in values:
+                loss = nn.functional.cross_entropy(logits.flatten(0, 1), values["decoder_input_ids"].flatten())
+            else:
+                loss = logits.log_softmax(-1).sum()
+            loss.backward()
+            network.zero_grad()
+
+        step()  # layers that read the same input know of each other from the second step on
+        held = _Held([*network.parameters(), *network.buffers(), *values.values()])
+        with held:
+            step()
+    return held.peak
