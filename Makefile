@@ -24,6 +24,8 @@ setup-espnet: $(VENV)/espnet
 $(VENV)/espnet: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps espnet
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,espnet]'
+	@# The only torchaudio does not load beside a torch for CPUs alone, and then nor does Transformers.
+	$(BIN)/python -c 'import torchaudio' 2> /dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchaudio
 	touch $@
 
 demo: setup

@@ -32,8 +32,8 @@ SETUP = _EXTRA if sys.version_info >= (3, 12) else f"pip install --no-deps espne
 def espnet_importable(*, silent: bool = True) -> Iterator[None]:
     """ESPnet's imports succeed, with or without torchaudio.
 
-    It imports torchaudio for effects that OWSM does not use. There is no build of it for CPUs alone, and the usual one
-    does not load beside such a torch: an empty module stands in then, which nobody else gets to see.
+    It imports torchaudio for effects that OWSM does not use: where there is none, or one that does not load, an empty
+    module stands in, which nobody else gets to see.
 
     Args:
         silent: Whether to swallow what is printed meanwhile: it talks of parts that OWSM does not use.
