@@ -11,7 +11,8 @@ from ssvd.errors import UserError
 from ssvd.methods import apply_method
 from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.families import REFUSED
-from ssvd.recognisers.loading import load_check, load_model
+from ssvd.recognisers.loading import load_check, load_model, load_outline
+from ssvd.training.step_memory import step_inputs, step_memory
 from test_autoregressive import make_cut
 from tiny_checkpoints import write_checkpoint
 
@@ -134,6 +135,13 @@ def test_models_that_translate_are_refused(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(fields | {"lang_codes": "mustc", "tgt_lang": "nl"}))
     with pytest.raises(UserError, match="translates into the languages of its tokenizer"):
         load_check(folder)
+
+
+@pytest.mark.parametrize("family", ["moonshine", "moonshine_streaming"])
+def test_the_memory_of_training_is_planned_where_samples_are_read(family, folders):
+    network, _ = load_outline(folders[family])
+    inputs = step_inputs(network, 4, 1.234)
+    assert step_memory(network, inputs) > 4 * 1.2 * 16_000
 
 
 @pytest.mark.parametrize("family", REFUSED)

@@ -7,8 +7,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import PreTrainedModel
@@ -69,15 +70,30 @@ def step_inputs(outline: nn.Module, batch_size: int, seconds: float) -> Callable
             "decoder_input_ids": torch.zeros(batch_size, length, dtype=torch.long),
         }
     if outline.main_input_name == "input_values":
-        return lambda: {"input_values": torch.empty(batch_size, round(16_000 * seconds))}
+        samples = 80 * round(200 * seconds)  # whole frames of Moonshine streaming
+        if config.is_encoder_decoder:
+            return lambda: {
+                "input_values": torch.empty(batch_size, samples),
+                "decoder_input_ids": torch.zeros(batch_size, tokens, dtype=torch.long),
+            }
+        return lambda: {"input_values": torch.empty(batch_size, samples)}
     return None
 
 
-def step_memory(network: nn.Module, inputs: Callable[[], dict[str, Tensor]], *, autocast: bool = False) -> int:
+_rand = torch.rand
+
+
+def _undropped(*size: Any, **options: Any) -> Any:
+    """Return 1 for the chance by which LayerDrop leaves out a layer, and else what `torch.rand` returns."""
+    return 1.0 if size == ([],) else _rand(*size, **options)
+
+
+def step_memory(network: nn.Module, inputs: Callable[[], dict[str, Tensor]], *, autocast: bool = False) -> int | None:
     """Return the most bytes that a training step holds at a time, beyond weights, buffers and the optimiser's moments.
 
     These are activations, the weights that some methods form, and gradients, in float32 or the dtype of autocast, as on
-    a CPU, whose attention does not keep its weights.
+    a CPU, whose attention does not keep its weights. Layers are not dropped, and features not masked. None where what
+    the network computes depends on values.
 
     Args:
         network: A network on the meta device, ready for training; it is changed.
@@ -86,9 +102,12 @@ def step_memory(network: nn.Module, inputs: Callable[[], dict[str, Tensor]], *, 
     """
     # A basis without content cannot be compared with its weight.
     fits = patch.object(Basis, "fits", lambda basis, weight: basis.U.dtype == torch.float32)
-    with fits, warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+    draws = patch.object(torch, "rand", _undropped)
+    with fits, draws, warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         network.to_empty(device="cpu").train()
+        config: Any = network.get_base_model().config if isinstance(network, PeftModel) else network.config
+        config.apply_spec_augment = False  # of wav2vec 2.0; others ignore it
         values = inputs()
 
         def step() -> None:
@@ -102,7 +121,10 @@ def step_memory(network: nn.Module, inputs: Callable[[], dict[str, Tensor]], *, 
             loss.backward()
             network.zero_grad()
 
-        step()  # layers that read the same input know of each other from the second step on
+        try:
+            step()  # layers that read the same input know of each other from the second step on
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return None
         held = _Held([*network.parameters(), *network.buffers(), *values.values()])
         with held:
             step()
