@@ -8,6 +8,7 @@ from dataclasses import astuple
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Wav2Vec2Config
 
 from ssvd.adapt import adapt
 from ssvd.corpora.corpus import read_corpus
@@ -130,6 +131,17 @@ def test_planned_memory_is_that_of_the_tensors(embedded):
     assert memory.total == sum(astuple(memory)[:4])
     half = planned_memory(embedded, "ssvd", Budget("p", 0.4), USUAL_GROUPS, Load(1, 4.0, "bfloat16"))
     assert half.weights < 0.53 * memory.weights and half.bases < 0.55 * memory.bases
+
+
+def test_memory_of_models_that_read_samples_is_planned_without_their_masks_and_dropped_layers(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    convolutions = {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+    Wav2Vec2Config(**sizes, **convolutions, vocab_size=32, layerdrop=0.5).save_pretrained(tmp_path)
+    kept, again = (
+        planned_memory(tmp_path, "ssvd", Budget("p", 0.4), USUAL_GROUPS, Load(2, 3.0, checkpointing=checkpointing))
+        for checkpointing in (False, True)
+    )
+    assert 0 < again.step < 0.7 * kept.step and kept.weights == again.weights
 
 
 def test_plan_shows_memory_only_for_a_load(embedded, monkeypatch):

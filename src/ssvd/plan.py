@@ -255,7 +255,7 @@ def planned_memory(model: str | Path, method: str, budget: Budget, layers: Seque
     bases = sum(part.nbytes for part in network.buffers())
     moments = 2 * sum(part.nbytes for part in network.parameters() if part.requires_grad)
     step = step_memory(network, inputs, autocast=load.base_dtype != "float32")
-    return Memory(weights, bases, moments, step, weights + bases + moments + step)
+    return None if step is None else Memory(weights, bases, moments, step, weights + bases + moments + step)
 
 
 def _inside(module: nn.Module, layers: list[str], part: nn.Module) -> list[str]:
