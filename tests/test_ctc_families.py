@@ -245,7 +245,8 @@ def test_the_commands_run_from_end_to_end(family, checkpoints, corpora, ssvd, tm
 
 
 # What shapes the networks, as the config.json of these repositories on huggingface.co state it (the last two are only
-# pretrained: with a head of 32 letters); parameters in all, counted by hand too, and layers that are adapted.
+# pretrained: with a head of 32 letters); parameters in all, and layers that are adapted. The counts of all but the last
+# were also made by hand.
 PUBLISHED = {
     "nvidia/parakeet-ctc-0.6b": (
         {"model_type": "parakeet_ctc", "vocab_size": 1025, "pad_token_id": 1024}
