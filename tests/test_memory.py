@@ -12,6 +12,7 @@ from transformers import Wav2Vec2Config
 
 from ssvd.adapt import adapt
 from ssvd.corpora.corpus import read_corpus
+from ssvd.demo.random_checkpoints import CTC_FAMILIES, write_random_checkpoint
 from ssvd.errors import UserError
 from ssvd.methods import Budget, apply_method
 from ssvd.plan import Load, plan_methods, planned_memory
@@ -20,6 +21,7 @@ from ssvd.recognisers.loading import load_model
 from ssvd.spectral import Basis
 from ssvd.training.memory import checkpoint_activations, round_frozen
 from ssvd.training.run_folder import load_adapted
+from tiny_checkpoints import write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +29,9 @@ def utterances(corpora):
     return list(read_corpus(corpora["child"]).cuts)[:3]
 
 
-def ready(embedded, method, budget="p=0.4"):
-    """The embedded recogniser with an adapter whose parameters are not at their start."""
-    speech = load_model(embedded)
+def ready(model, method, budget="p=0.4", language=None):
+    """A recogniser with an adapter whose parameters are not at their start."""
+    speech = load_model(model, language=language)
     torch.manual_seed(0)
     speech.module = apply_method(speech.module, method, speech.adaptable_layers(), Budget.parse(budget)).train()
     with torch.no_grad():
@@ -62,7 +64,8 @@ def test_frozen_weights_are_rounded_and_what_is_trained_is_not(embedded, utteran
     expected = gradients(speech, batch)
     round_frozen(speech.module, torch.bfloat16)
     for parameter in speech.module.parameters():
-        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
+        stays = parameter.requires_grad or parameter.ndim == 1
+        assert parameter.dtype == (torch.float32 if stays else torch.bfloat16)
     bases = [module for module in speech.module.modules() if isinstance(module, Basis)]
     assert all(basis.U.dtype == basis.V.dtype == torch.bfloat16 for basis in bases)
     assert all(basis.S.dtype == basis.fingerprint.dtype == torch.float32 for basis in bases)
@@ -71,6 +74,23 @@ def test_frozen_weights_are_rounded_and_what_is_trained_is_not(embedded, utteran
     assert {gradient.dtype for gradient in found.values()} == {torch.float32}
     whole, other = (torch.cat([part.flatten() for part in parts.values()]) for parts in (expected, found))
     assert torch.nn.functional.cosine_similarity(whole, other, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("family", ["qwen3_asr", "canary", "cohere_asr", "moonshine", "wavlm", "parakeet_ctc"])
+def test_every_kind_of_network_trains_with_rounded_weights(family, utterances, tmp_path):
+    if family in CTC_FAMILIES:
+        write_random_checkpoint(family, tmp_path / "model")
+    else:
+        write_checkpoint(tmp_path / "model", family)
+    speech = ready(tmp_path / "model", "ssvd", "portion=0.4", language="en")
+    speech.module.eval()  # no dropout
+    batch = speech.collate(utterances)
+    expected = gradients(speech, batch)
+    round_frozen(speech.module, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(speech, batch)
+    whole, other = (torch.cat([part.flatten() for part in parts.values()]) for parts in (expected, found))
+    assert torch.nn.functional.cosine_similarity(whole, other, dim=0) > 0.95
 
 
 def test_adapter_of_a_rounded_base_loads_onto_the_model_as_it_is(options, embedded, tmp_path):

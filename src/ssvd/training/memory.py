@@ -42,10 +42,11 @@ def round_frozen(network: nn.Module, dtype: torch.dtype) -> None:
     """Round what is not trained, weights and bases, to a dtype in place.
 
     The bases are those of the unrounded weights, so that an adapter fits the base model as it is loaded later. Singular
-    values and fingerprints stay in float32.
+    values and fingerprints stay in float32, and so do vectors: they are small, and a norm of float32 inputs takes no
+    others.
     """
     for parameter in network.parameters():
-        if not parameter.requires_grad and parameter.is_floating_point():
+        if not parameter.requires_grad and parameter.is_floating_point() and parameter.ndim > 1:
             parameter.data = parameter.data.to(dtype)
     for module in network.modules():
         if isinstance(module, Basis):
