@@ -335,7 +335,7 @@ def test_base_model_that_is_missing_is_told(refused, run_of, table, tmp_path):
         (["merge", "r"], "Write ssvd merge RUN OUT"),
         (["merge", "m", "r", "o", "x"], "Write ssvd merge RUN OUT"),
         (["benchmark"], "Name a grid"),
-        (["benchmark", "none"], "There is no grid 'none'; the package has convergence, main, "),
+        (["benchmark", "none"], "There is no grid 'none'; the package has convergence, families, "),
         (["benchmark", "--copy", "none"], "There is no grid 'none'"),
         (["benchmark", "main", "other.yaml"], "other.yaml has no meaning without --copy"),
         (["benchmark", "none.yaml"], "none.yaml does not exist."),

@@ -24,6 +24,8 @@ from ssvd.errors import UserError
 from ssvd.methods import Budget
 from ssvd.preparation.textgrid import parse_textgrid
 from ssvd.training.options import checked_options
+from ssvd.training.placement import ALONE
+from ssvd.training.process_group import ProcessGroup
 from ssvd.training.run_folder import read_config, stated_options
 from test_report import write
 from test_statistics import epoch, made, spoken
@@ -405,6 +407,7 @@ def test_the_largest_seed_seeds_every_epoch(monkeypatch):
         options = checked_options({"model": "m", "train": ["t"], "seed": 2**32 - 1})
         current_epoch = 10
         network = lightning.LightningModule()
+        _group = ProcessGroup(ALONE)
         _losses: list[float] = []  # noqa: RUF012
 
     Adaptation.on_train_epoch_start(Stub())  # type: ignore[arg-type]
