@@ -4,8 +4,8 @@ import sys
 
 # Distributions of the extras, by the name that they are imported by. `ssvd[speech]` is what all commands need.
 _EXTRAS = {
-    "speech": "filelock jiwer lhotse lightning matplotlib num2words numpy plotly pydantic yaml rich scipy soundfile "
-    "tensorboard typer urllib3 whisper_normalizer",
+    "speech": "filelock jinja2 jiwer lhotse lightning matplotlib num2words numpy plotly pydantic yaml rich scipy "
+    "soundfile tensorboard typer urllib3 whisper_normalizer",
     "demo": "espeakng_loader",
     "ctranslate2": "ctranslate2",
     "hf": "datasets",
