@@ -27,7 +27,7 @@ from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_outline
 from ssvd.training.memory import DTYPES, checkpoint_activations, round_frozen
 from ssvd.training.step_memory import step_inputs
-from training_step import build_whisper
+from training_step import build_whisper, most_allocated
 
 EMBEDDED = Path(ssvd.__file__).parent / "demo" / "embedded"
 SAVINGS = [("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True)]
@@ -55,15 +55,7 @@ def measured(model: str, method: str, load: Load) -> int:
 
     step()
     step()  # layers that read the same input know of each other from here on
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
-        step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+    return most_allocated(step)
 
 
 def in_its_own_process(function: Any, *arguments: Any) -> Any:

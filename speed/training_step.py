@@ -262,6 +262,19 @@ def build_variants(portion: float, compiled: bool = False) -> dict[str, Variant]
     return variants
 
 
+def most_allocated(step: Callable[[], None]) -> int:
+    """Return the most bytes that a step on the CPU holds at a time, beside those that it began with."""
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
 class Step:
     """One training step of a model on a fixed batch."""
 
@@ -293,15 +306,7 @@ class Step:
             before = torch.cuda.memory_allocated()
             self.run()
             return torch.cuda.max_memory_allocated() - before
-        cpu = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
-            self.run()
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        held = most = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            most = max(most, held)
-        return most
+        return most_allocated(self.run)
 
     def held(self) -> int:
         """Bytes of weights, buffers and states of the optimiser."""

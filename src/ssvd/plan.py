@@ -165,7 +165,7 @@ def plan_run(options: AdaptOptions, tokens: int = 8000) -> PlannedRun:
     bases = 0
     for name, (m, n) in shapes.items():
         if isinstance(config, SSVDConfig):
-            bases += (m + n) * config.rank_of(name, m, n)
+            bases += (m + n) * config.rotation_of(name, m, n)[0]
         elif isinstance(config, SVFTConfig):
             bases += (m + n) * min(m, n)
     trained = shapes if part is None else linear_shapes(module, _inside(module, names, part))

@@ -19,7 +19,7 @@ from ssvd.corpora.audio import load_audio
 from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import check_equal, check_features, check_token, check_vocabulary, reading
-from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text
+from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text, unknown_task
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Decoding,
@@ -125,7 +125,7 @@ class Autoregressive(Recogniser):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if task != "transcribe":
-            raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
+            raise unknown_task(task)
         self.module = module
         self._processor, self._dtype = processor, dtype
         self._tokenizer, self._features = processor.tokenizer, feature_extractor_of(processor)

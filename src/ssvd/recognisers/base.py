@@ -224,6 +224,11 @@ class Recogniser(ABC):
             raise TypeError("merge the adapter before saving: speech.module = speech.module.merge_and_unload()")
 
 
+def unknown_task(task: str) -> UserError:
+    """Return the error for a task that a model does not know."""
+    return UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
+
+
 def read_named(cut: Cut, read: Callable[[Cut], _Target]) -> _Target:
     """Return what `read` makes of an utterance; its error names the utterance."""
     try:

@@ -19,7 +19,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import check_ctc_head, check_ctc_input, check_features, reading
 from ssvd.recognisers.alphabets import Phones, alphabet_of
-from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text
+from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text, unknown_task
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Decoding,
@@ -86,7 +86,7 @@ class Ctc(Recogniser):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if task != "transcribe":
-            raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
+            raise unknown_task(task)
         if window is not None and window <= 0:
             raise UserError(f"A window of {window:g} s is not possible: give more than 0.")
         self.module = call_projections(module)

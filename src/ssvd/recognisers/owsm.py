@@ -22,7 +22,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import field_value
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import check_owsm, reading
-from ssvd.recognisers.base import Recogniser, Samples, check_marks, read_named, spoken_text
+from ssvd.recognisers.base import Recogniser, Samples, check_marks, read_named, spoken_text, unknown_task
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Decoding,
@@ -97,7 +97,7 @@ class Owsm(Recogniser):
         self._language = f"<{only}>" if only else self._symbol(language)
         self._task = "<asr>" if task == "transcribe" else "<st_eng>"
         if task not in ("transcribe", "translate") or self._task not in self._ids:
-            raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
+            raise unknown_task(task)
 
     def _load(self, checkpoint: Checkpoint, window: float | None) -> None:
         """Read network, vocabulary and window, which must agree; whatever is raised is the fault of a file."""

@@ -31,7 +31,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import ENGLISH_VOCABULARY, check_features, check_whisper, reading
 from ssvd.recognisers.autoregressive import IGNORED, RowLimits, plain, text_loss
-from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text
+from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text, unknown_task
 from ssvd.recognisers.decoding import (
     DEFAULT_DECODING,
     Attempt,
@@ -202,7 +202,7 @@ class Whisper(Recogniser):
         self._languages: dict[str, int] = {code: token for code, token in tokens.items() if token is not None}
         self._task: int = vocabulary.get(f"<|{task}|>", -1)
         if task not in ("transcribe", "translate") or (self._task < 0 if self._languages else task == "translate"):
-            raise UserError(f"This model does not know the task {task!r}: use 'transcribe'.")
+            raise unknown_task(task)
         self._language = self._language_code(language)
         self.language = self._language if self._languages else "en"
         self._special = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}

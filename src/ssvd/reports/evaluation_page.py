@@ -9,6 +9,7 @@ from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import field_value
 from ssvd.reports.aligned_utterances import LEGEND, SOUNDS_LIMIT, Players, align, utterance_html
 from ssvd.reports.html import Column, Table, Value, file_name, html_page, to_html
+from ssvd.reports.tables import percents
 from ssvd.scoring import Comparison, Score, WordErrors
 from ssvd.scoring import normaliser as find_normaliser
 
@@ -97,25 +98,17 @@ def _scores(corpora: Sequence[EvaluatedCorpus]) -> Table:
                     system.name,
                     score.utterances,
                     score.words,
-                    _percent(score.wer),
-                    _percents(score.wer_interval),
+                    100 * score.wer,
+                    percents(score.wer_interval),
                     score.substitutions,
                     score.deletions,
                     score.insertions,
-                    _percent(score.cer),
-                    None if change is None else _percent(change.difference),
-                    None if change is None else _percents(change.interval),
+                    100 * score.cer,
+                    None if change is None else 100 * change.difference,
+                    None if change is None else percents(change.interval),
                 )
             )
     return Table(columns, tuple(rows))
-
-
-def _percent(rate: float | None) -> float | None:
-    return None if rate is None else 100 * rate
-
-
-def _percents(interval: tuple[float, float] | None) -> tuple[float, float] | None:
-    return None if interval is None else (100 * interval[0], 100 * interval[1])
 
 
 def _words(corpus: EvaluatedCorpus) -> str:
@@ -151,7 +144,7 @@ def _note(sentence: str, found: int, total: int) -> str:
 
 
 def _table(title: str, note: str, table: Table, name: str) -> str:
-    body = to_html(table, name).replace('class="scroll"', 'class="scroll tall"', 1) if table.rows else "<p>None.</p>"
+    body = to_html(table, name, is_long=True) if table.rows else "<p>None.</p>"
     return f'<h3>{title}</h3><p class="note">{escape(note)}</p>{body}'
 
 

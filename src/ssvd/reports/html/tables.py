@@ -33,12 +33,13 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
 
 
-def to_html(table: Table, name: str) -> str:
+def to_html(table: Table, name: str, *, is_long: bool = False) -> str:
     """Return a table that can be sorted and scrolled, and links that download it as CSV and LaTeX, as HTML.
 
     Args:
         table: The table.
         name: Name of the downloaded files, without ending.
+        is_long: Whether its rows scroll in a box of their own.
     """
     heads = "".join(f'<th scope="col"><button type="button">{escape(c.head)}</button></th>' for c in table.columns)
     rows = "".join(
@@ -46,7 +47,7 @@ def to_html(table: Table, name: str) -> str:
         for row in table.rows
     )
     return (
-        f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
+        f'<div class="scroll{" tall" * is_long}"><table class="sortable"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
         f'<p class="downloads">{_download("CSV", f"{name}.csv", to_csv(table))} '
         f"{_download('LaTeX', f'{name}.tex', to_latex(table))}</p>"
