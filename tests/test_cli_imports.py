@@ -113,42 +113,55 @@ def test_extras_are_those_of_the_package():
     assert required == EXTRA_OF
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["prepare", "{table}", "{new}"],
-        ["prepare", "myst", "{new}", "{new}"],
-        ["prepare", "cgn", "{new}", "{new}"],
-        ["prepare", "speechocean762", "{new}", "{new}"],
-        ["data", "check", "{table}"],
-        ["data", "stats", "{table}"],
-        ["data", "split", "{table}", "{new}"],
-        ["data", "select", "{table}", "{new}.jsonl"],
-        ["data", "sample", "{table}", "{new}.jsonl"],
-        ["data", "shards", "{table}", "{new}"],
-        ["plan", "{model}"],
-        ["adapt", "{model}", "--train", "{table}", "--out", "{new}"],
-        ["evaluate", "{model}", "{table}"],
-        ["transcribe", "{model}", "{table}"],
-        ["average", "{new}", "{new}"],
-        ["merge", "{new}", "{new}"],
-        ["push", "{new}", "name", "--license", "mit"],
-        ["benchmark", "main", "--small", "--out", "{new}"],
-        ["report", "{new}"],
-        ["demo", "--out", "{new}"],
-    ],
-    ids=" ".join,
-)
-def test_core_install_says_what_to_install(command, embedded, tmp_path):
+NEED_SPEECH = """
+prepare {table} {new}
+prepare myst {new} {new}
+prepare cgn {new} {new}
+prepare speechocean762 {new} {new}
+data check {table}
+data stats {table}
+data split {table} {new}
+data select {table} {new}.jsonl
+data sample {table} {new}.jsonl
+data shards {table} {new}
+plan {model}
+adapt {model} --train {table} --out {new}
+evaluate {model} {table}
+transcribe {model} {table}
+average {new} {new}
+merge {new} {new}
+push {new} name --license mit
+benchmark main --small --out {new}
+report {new}
+demo --out {new}
+""".strip().splitlines()
+
+
+def test_core_install_says_what_to_install(embedded, tmp_path):
+    """All in one process, as each would import torch anew."""
     (tmp_path / "table.csv").write_text("path,text\n")
     names = {"table": tmp_path / "table.csv", "new": tmp_path / "new", "model": embedded}
-    absent = EXTRA_OF.keys() - CORE
-    process, _ = run(*(part.format(**names) for part in command), absent=absent)
-    assert process.returncode == 2 and process.stdout == "", process.stderr
-    assert re.fullmatch(
-        r"Error: This needs the package \w+, which is not installed: run pip install 'ssvd\[speech\]'\.",
-        process.stderr,
-    ), process.stderr
+    commands = [["ssvd", *line.format(**names).split()] for line in NEED_SPEECH]
+    code = f"""
+import sys
+for name in {sorted(EXTRA_OF.keys() - CORE)!r}:
+    sys.modules[name] = None
+from ssvd_cli.main import main
+for sys.argv in {commands!r}:
+    try:
+        main()
+    except SystemExit as error:
+        assert error.code == 2, sys.argv
+    else:
+        raise AssertionError(sys.argv)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    sentences = process.stderr.splitlines()
+    assert process.returncode == 0 and process.stdout == "" and len(sentences) == len(commands), process.stderr
+    for line, sentence in zip(NEED_SPEECH, sentences, strict=True):
+        assert re.fullmatch(
+            r"Error: This needs the package \w+, which is not installed: run pip install 'ssvd\[speech\]'\.", sentence
+        ), (line, sentence)
 
 
 def test_each_missing_extra_is_named(tmp_path):
