@@ -42,10 +42,11 @@ _FEATURE_FIELDS = (
 )
 _FRAME = 0.02  # seconds: of every published wav2vec 2.0 and HuBERT
 _RATE = 16_000  # Hz: likewise
-# Of encoders with a CTC head, where it is not that of the wave.
+# Of encoders with a CTC head or a transducer, where it is not that of the wave.
 _EXTRACTORS = {
     "wav2vec2-bert": SeamlessM4TFeatureExtractor,
     "parakeet_ctc": ParakeetFeatureExtractor,
+    "parakeet_tdt": ParakeetFeatureExtractor,
     "lasr_ctc": LasrFeatureExtractor,
 }
 _WHISPER = {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160}  # fixed in OpenAI's code, not in its weights
@@ -289,8 +290,8 @@ def check_ctc_head(checkpoint: str, network: Any, tokenizer: Any) -> None:
         tokenizer.encode(" a", add_special_tokens=False)  # a damaged one fails here
 
 
-def check_ctc_input(checkpoint: str, network: Any, extractor: Any) -> None:
-    """Check that a feature extractor, and the masks of training, fit a network with a CTC head.
+def check_encoder_input(checkpoint: str, network: Any, extractor: Any) -> None:
+    """Check that a feature extractor, and the masks of training, fit a network with a CTC head or a transducer.
 
     Args:
         checkpoint: Its name.
