@@ -19,6 +19,9 @@ from transformers import (
     LasrFeatureExtractor,
     LasrTokenizer,
     ParakeetFeatureExtractor,
+    ParakeetForTDT,
+    ParakeetProcessor,
+    ParakeetTDTConfig,
     ParakeetTokenizer,
     Qwen2Tokenizer,
     Qwen3ASRConfig,
@@ -84,7 +87,7 @@ _MASKED = {"wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio", 
 _NESTED = {"parakeet_ctc", "lasr_ctc"}
 CTC_FAMILIES = tuple(_CONFIGS)
 """The families with a CTC head of which `write_random_checkpoint` makes one."""
-RANDOM_FAMILIES = (*CTC_FAMILIES, "whisper", "qwen3_asr")
+RANDOM_FAMILIES = (*CTC_FAMILIES, "parakeet_tdt", "whisper", "qwen3_asr")
 """All families of which it makes one."""
 
 
@@ -108,7 +111,8 @@ def write_random_checkpoint(
     disable_progress_bar()
     torch.manual_seed(seed)
     if model_type not in _CONFIGS:
-        network, processor = {"whisper": whisper, "qwen3_asr": qwen3_asr}[model_type](folder)
+        make = {"whisper": whisper, "qwen3_asr": qwen3_asr, "parakeet_tdt": parakeet_tdt}[model_type]
+        network, processor = make(folder)
         for parameter in network.parameters():
             if parameter.dim() > 1:
                 parameter.data.normal_(std=0.25)  # so large that the text depends on the audio
@@ -174,6 +178,20 @@ def _scored_pieces(folder: Path, letters: str) -> Any:
 
 
 _TOKENIZERS: Mapping[str, Callable[[Path, str], Any]] = {"parakeet_ctc": _pieces, "lasr_ctc": _scored_pieces}
+
+
+def parakeet_tdt(folder: Path) -> tuple[Any, Any]:
+    """Return a network of Parakeet-TDT and its processor."""
+    tokenizer = _pieces(folder, LETTERS)
+    tokenizer.add_tokens(["<blank>"], special_tokens=True)
+    config = ParakeetTDTConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        blank_token_id=tokenizer.convert_tokens_to_ids("<blank>"),
+        decoder_hidden_size=32,
+        encoder_config={**_SIZE, **_LOG_MEL, "layerdrop": 0.0},
+    )
+    return ParakeetForTDT(config), ParakeetProcessor(ParakeetFeatureExtractor(), tokenizer, decoder_type="tdt")
 
 
 def whisper(folder: Path) -> tuple[Any, Any]:

@@ -290,6 +290,34 @@ def check_ctc_head(checkpoint: str, network: Any, tokenizer: Any) -> None:
         tokenizer.encode(" a", add_special_tokens=False)  # a damaged one fails here
 
 
+def check_transducer(checkpoint: str, network: Any, tokenizer: Any) -> None:
+    """Check that a tokenizer belongs to a transducer.
+
+    Args:
+        checkpoint: Its name.
+        network: The network, with or without weights.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        UserError: They disagree.
+    """
+    config, parts = network.config, "tokenizer.json and tokenizer_config.json"
+    _check_kind(checkpoint, "tokenizer", tokenizer, PreTrainedTokenizerFast)
+    blank = check_token(checkpoint, "the blank (blank_token_id)", config.blank_token_id, config.vocab_size)
+    filling = check_token(checkpoint, "the filling (pad_token_id)", config.pad_token_id, config.vocab_size)
+    check_equal(
+        checkpoint, "the filling", {"config.json": filling, "the tokenizer (pad_token)": tokenizer.pad_token_id}
+    )
+    vocabulary = tokenizer.get_vocab()
+    check_vocabulary(checkpoint, vocabulary, config.vocab_size, parts)
+    spelt = next((symbol for symbol, token in vocabulary.items() if token == blank), "<blank>")
+    if blank == filling or (spelt not in tokenizer.all_special_tokens and not MARK.fullmatch(spelt)):
+        raise UserError(
+            f"The blank in the config.json of {checkpoint} is the token {blank}, which is {spelt!r} in the tokenizer: "
+            f"copy config.json, {parts} from the same model."
+        )
+
+
 def check_encoder_input(checkpoint: str, network: Any, extractor: Any) -> None:
     """Check that a feature extractor, and the masks of training, fit a network with a CTC head or a transducer.
 

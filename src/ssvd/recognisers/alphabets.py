@@ -5,7 +5,6 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer
@@ -74,10 +73,6 @@ class Alphabet(ABC):
     def text(self, frames: Iterable[int]) -> str:
         """Return the text of the tokens of all frames: equal neighbours are one."""
         return "".join(self.spell(token for token, _ in groupby(frames))).strip()
-
-    def save(self, folder: str | Path) -> None:
-        """Write the files of the tokenizer."""
-        self._tokenizer.save_pretrained(folder)
 
 
 class Letters(Alphabet):

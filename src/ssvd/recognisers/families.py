@@ -14,6 +14,7 @@ from torch import nn
 from ssvd.errors import UserError
 from ssvd.recognisers.base import Recogniser
 from ssvd.recognisers.layers import LayerGroups
+from ssvd.recognisers.quantisation import Quantisation
 from ssvd.recognisers.vocabulary import Vocabulary
 
 Kind = Literal["encoder and decoder", "CTC", "language-model decoder", "transducer"]
@@ -28,14 +29,29 @@ INTERFACE = "losses, texts, training, merging"
 class Loader(Protocol):
     """What the class of a family of Transformers checkpoints offers, beside being a `Recogniser`."""
 
-    def from_pretrained(self, name: str, *, window: float | None, language: str | None, task: str) -> Recogniser:
+    def from_pretrained(
+        self,
+        name: str,
+        *,
+        window: float | None,
+        language: str | None,
+        task: str,
+        quantisation: Quantisation | None = None,
+    ) -> Recogniser:
         """Load a checkpoint with its weights; see `ssvd.recognisers.loading.load_model`."""
 
     def without_weights(self, name: str, *, window: float | None, language: str | None) -> Recogniser:
         """Load what `check` needs of a checkpoint; see `ssvd.recognisers.loading.load_check`."""
 
     def with_vocabulary(
-        self, name: str, vocabulary: Vocabulary, *, window: float | None, language: str | None, has_weights: bool = True
+        self,
+        name: str,
+        vocabulary: Vocabulary,
+        *,
+        window: float | None,
+        language: str | None,
+        has_weights: bool = True,
+        quantisation: Quantisation | None = None,
     ) -> Recogniser:
         """Load a checkpoint with a new head; see `Recogniser.with_vocabulary`."""
 
@@ -168,6 +184,18 @@ FAMILIES: Mapping[str, Family] = {
         f"reads log-mel features; {_ALONE}; the statistics of its batch normalisation stay those of the checkpoint",
         front_end="",
     ),
+    "parakeet_tdt": Family(
+        "Parakeet-TDT",
+        "transducer",
+        "transducer:Transducer",
+        "nvidia/parakeet-tdt-0.6b-v3 and others in the layout of Transformers",
+        "encoder; projector: of the encoder into the joint network; decoder: of the prediction network into it; "
+        "front-end: convolutions",
+        COMMANDS,
+        notes="reads log-mel features; writes pieces of words; LSTM and embedding of the prediction network, and the "
+        "output of the joint network, are not adapted; layers are not dropped in training, whatever its config says; "
+        f"{_STATISTICS}",
+    ),
     "qwen3_asr": _writes(
         "Qwen3-ASR",
         "language-model decoder",
@@ -232,26 +260,19 @@ FAMILIES: Mapping[str, Family] = {
 
 _UNTRIED = "nobody has tried it here; ask for it"
 _TRANSLATES = "it is made to translate, with a vocabulary of many languages and a part that speaks"
-_SAME_ENCODER = "take the checkpoint of the same encoder with a CTC head"
 
 REFUSED: Mapping[str, Refused] = {
     "parakeet_rnnt": Refused(
         "Parakeet-RNNT",
         "transducer",
-        f"its loss needs torchaudio, which this package does without; {_SAME_ENCODER}",
-        "parakeet_ctc",
-    ),
-    "parakeet_tdt": Refused(
-        "Parakeet-TDT",
-        "transducer",
-        "its loss keeps a number for each frame, token and entry of the vocabulary (0.16 GB for 10 s of speech and 40 "
-        f"tokens, several times over), and training through that is not built; {_SAME_ENCODER}",
-        "parakeet_ctc",
+        "its loss needs torchaudio, which this package does without; take the checkpoint of the same encoder that is a "
+        "TDT transducer or has a CTC head",
+        "parakeet_tdt",
     ),
     "nemotron_asr_streaming": Refused(
-        "Nemotron ASR streaming", "transducer", "Transformers has no loss for it", "parakeet_ctc"
+        "Nemotron ASR streaming", "transducer", "Transformers has no loss for it", "parakeet_tdt"
     ),
-    "nemotron3_5_asr": Refused("Nemotron 3.5 ASR", "transducer", "Transformers has no loss for it", "parakeet_ctc"),
+    "nemotron3_5_asr": Refused("Nemotron 3.5 ASR", "transducer", "Transformers has no loss for it", "parakeet_tdt"),
     "granite_speech5_ctc": Refused(
         "Granite Speech 5",
         "CTC",

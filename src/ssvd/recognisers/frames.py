@@ -82,7 +82,7 @@ class FrameRecogniser(Recogniser):
         self.sampling_rate = extractor.sampling_rate
         self.window = window or WINDOW
         self.language = language
-        self._extractor, self._dtype = extractor, dtype
+        self._extractor, self._tokenizer, self._dtype = extractor, tokenizer, dtype
         self._alphabet = alphabet_of(tokenizer)
         self._front_end = front_end_of(extractor, module)
         if module.config.model_type.startswith("parakeet"):
@@ -254,7 +254,7 @@ class FrameRecogniser(Recogniser):
         }
         self._base_model.save_pretrained(folder, state_dict=weights)
         self._extractor.save_pretrained(folder)
-        self._alphabet.save(folder)
+        self._tokenizer.save_pretrained(folder)
 
 
 def encoder_layers(network: nn.Module) -> LayerGroups:

@@ -1,6 +1,6 @@
 """When each word of a text was said, and how sure the model is of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -101,24 +101,34 @@ def words_of_frames(spelt: Sequence[str], probabilities: Sequence[float], frame:
         probabilities: Of the token of each frame.
         frame: Seconds of a frame.
     """
+    tokens, position = [], 0
+    for letter, group in groupby(spelt):
+        end = position + len(list(group))
+        tokens.append((letter, position * frame, end * frame, probabilities[position:end]))
+        position = end
+    return words_of_tokens(tokens)
+
+
+def words_of_tokens(tokens: Iterable[tuple[str, float, float, Sequence[float]]]) -> list[Word]:
+    """Return the words of tokens.
+
+    Args:
+        tokens: What each spells, as in `words_of_frames`, its start and end in seconds, and the probabilities of which
+            the confidence of its word is the mean.
+    """
     words: list[Word] = []
-    letters: list[tuple[str, int, int]] = []  # of the present word: letter, first frame, frame after the last
+    letters: list[tuple[str, float, float, Sequence[float]]] = []  # of the present word
 
     def finish() -> None:
         if letters:
-            frames = [index for _, start, end in letters for index in range(start, end)]
-            confidence = float(np.mean([probabilities[index] for index in frames]))
-            text = "".join(letter for letter, _, _ in letters)
-            words.append(Word(text, letters[0][1] * frame, letters[-1][2] * frame, confidence))
+            confidence = float(np.mean([chance for *_, chances in letters for chance in chances]))
+            words.append(Word("".join(letter for letter, *_ in letters), letters[0][1], letters[-1][2], confidence))
             letters.clear()
 
-    position = 0
-    for letter, group in groupby(spelt):
-        length = len(list(group))
-        if letter.startswith(" "):
+    for spelt, start, end, chances in tokens:
+        if spelt.startswith(" "):
             finish()
-        if written := letter.strip():
-            letters.append((written, position, position + length))
-        position += length
+        if written := spelt.strip():
+            letters.append((written, start, end, chances))
     finish()
     return words
