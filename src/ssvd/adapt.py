@@ -37,7 +37,7 @@ from ssvd.training.augmentation import Augmenter
 from ssvd.training.base_fingerprint import base_fingerprint
 from ssvd.training.data import TrainingData, list_skipped, read_data, store_data, stored_data
 from ssvd.training.launch import PeerError, launch
-from ssvd.training.memory import DTYPES, check_savings, checkpoint_activations, round_frozen
+from ssvd.training.memory import DTYPES, check_quantisable, check_savings, checkpoint_activations, round_frozen
 from ssvd.training.module import Adaptation
 from ssvd.training.options import CHANGEABLE, changed_options, checked_options
 from ssvd.training.placement import Placement, find_placement
@@ -135,7 +135,14 @@ def _fine_tune(
     """Fine-tune a recogniser in a folder that no other run uses, from its last state where there is one."""
     last = run / "checkpoints" / "last.ckpt"
     vocabulary = vocabulary_of(run) or (Vocabulary.read(options.vocabulary) if options.vocabulary else None)
-    speech = load_model(options.model, window=options.window, language=options.language, vocabulary=vocabulary)
+    check_quantisable(options)
+    speech = load_model(
+        options.model,
+        window=options.window,
+        language=options.language,
+        vocabulary=vocabulary,
+        quantise=options.quantise,
+    )
     layers = speech.adaptable_layers(options.layers)
     _check_budget(speech, layers, options)
     _check_statistics(speech, options, group)
@@ -246,6 +253,8 @@ def _make_trainable(speech: Recogniser, layers: list[str], options: AdaptOptions
         Budget.parse(options.budget),
         [*options.also_train, *speech.untrained],
         options.token_stride,
+        # The weights that are decomposed may be rounded a little differently elsewhere.
+        options={"basis": "stored"} if options.quantise and options.method.startswith(("ssvd", "svft")) else None,
     )
     round_frozen(speech.module, DTYPES[options.base_dtype])
     if options.checkpointing:

@@ -27,6 +27,7 @@ from ssvd.training.run_folder import (
     has_own_model,
     load_adapted,
     load_base,
+    quantise_of,
     stated_options,
     vocabulary_of,
 )
@@ -65,7 +66,8 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
     for first, second in pairwise(runs):
         _check_alike(first, second)
     options = stated_options(runs[0])
-    speech = load_base(model, runs[0], window=options.get("window"), language=options.get("language"))
+    quantise = quantise_of(runs[0])
+    speech = load_base(model, runs[0], window=options.get("window"), language=options.get("language"), dequantise=True)
     base = base_fingerprint(speech.module)
     for run in runs:
         check_run(run, speech.module, model)
@@ -76,6 +78,7 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
         "language": options.get("language"),
         "averaged": [str(run) for run in runs],
         "of": of,
+        "quantise": quantise if of == "cores" else None,
     }
     with whole_folder(out) as folder:
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -84,7 +87,7 @@ def average(model: str | Path, runs: Sequence[str | Path], out: Path, of: Averag
             speech.vocabulary.write(folder / VOCABULARY)
         if of == "cores":
             _average_cores(runs, folder / "adapter")
-            bind_adapter(folder / "adapter", folder / BASE, public_name(str(model)))
+            bind_adapter(folder / "adapter", folder / BASE, public_name(str(model)), quantise)
         else:
             _average_weights(model, runs, speech)
             speech.save(folder / "model")
@@ -105,6 +108,7 @@ def _check_alike(first: str | Path, second: str | Path) -> None:
 def _settings(run: str | Path) -> dict[str, Any]:
     """Return what decides the meaning of a run's parameters."""
     options = {name: value for name, value in stated_options(run).items() if name in ("window", "language")}
+    options["quantise"] = quantise_of(run)
     if (vocabulary := vocabulary_of(run)) is not None:
         options["symbols"] = vocabulary.symbols
     if has_own_model(run):
@@ -161,7 +165,7 @@ def _average_weights(model: str | Path, runs: Sequence[str | Path], speech: Reco
     """Give a recogniser the mean of the weights of the adapted models, which are loaded one at a time."""
     total: dict[str, Tensor] = {}
     for run in runs:
-        adapted = load_adapted(model, run, window=speech.window)
+        adapted = load_adapted(model, run, window=speech.window, dequantise=True)
         merge_adapter(adapted)
         for name, weight in copied_weights(adapted.module).items():
             total[name] = total[name] + weight if name in total else weight

@@ -25,7 +25,7 @@ from ssvd.scoring import normaliser as find_normaliser
 from ssvd.training.batches import by_length
 from ssvd.training.interpolation import scale_of
 from ssvd.training.progress import SILENT, Progress
-from ssvd.training.run_folder import check_run, load_adapted, load_base, stated_options, vocabulary_of
+from ssvd.training.run_folder import check_run, load_adapted, load_base, quantise_of, stated_options, vocabulary_of
 
 BASE = "base"
 LISTED_ERRORS = 50  # of each kind, in JSON
@@ -260,7 +260,7 @@ def _systems(
     """Load the base model and each adapter on it, one at a time, once all adapters are checked."""
     first = stated_options(adapters[0]) if adapters else {}
     window, language = window or first.get("window"), language or first.get("language")
-    _check_vocabularies(adapters)
+    _check_bases(adapters)
     speech = load_base(model, adapters[0] if adapters else None, window=window, language=language)
     for adapter in adapters:
         check_run(adapter, speech.module, model)
@@ -272,8 +272,13 @@ def _systems(
         yield name, load_adapted(model, adapter, window=window, language=language, scale=scales[name])
 
 
-def _check_vocabularies(adapters: Sequence[str | Path]) -> None:
-    """Refuse adapters whose heads write different symbols: the base model has one head."""
+def _check_bases(adapters: Sequence[str | Path]) -> None:
+    """Refuse adapters of bases with different heads or differently quantised weights: there is one base model."""
+    for adapter in adapters[1:]:
+        if quantise_of(adapter) != quantise_of(adapters[0]):
+            raise UserError(
+                f"{adapter} and {adapters[0]} have differently quantised bases: evaluate them one at a time."
+            )
     vocabularies = [vocabulary_of(adapter) for adapter in adapters]
     symbols = [None if vocabulary is None else vocabulary.symbols for vocabulary in vocabularies]
     for adapter, own in zip(adapters, symbols, strict=True):

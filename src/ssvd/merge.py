@@ -46,7 +46,7 @@ def merge(
     check_new(out)
     if quantization is not None and to != "ctranslate2":
         raise UserError(f"Only checkpoints of CTranslate2 are quantised, not those of {to or 'the base model'}.")
-    speech = load_adapted(model, run, scale=scale)
+    speech = load_adapted(model, run, scale=scale, dequantise=True)
     if to not in (None, "ctranslate2", speech.checkpoint_format):
         raise UserError(f"{model} is a checkpoint of {speech.checkpoint_format} and cannot be written as one of {to}.")
     merge_adapter(speech)
@@ -78,7 +78,7 @@ def write_lora(
     """
     check_new(out)
     scale = scale_of(run, scale)
-    speech = load_adapted(model, run, scale=1)
+    speech = load_adapted(model, run, scale=1, dequantise=True)
     with _written(out) as folder:
         return save_lora(speech, folder, rank=rank, scale=scale)
 

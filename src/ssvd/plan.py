@@ -11,9 +11,11 @@ from ssvd.errors import UserError
 from ssvd.methods import METHODS, Budget, apply_method, check_layers, find_method, linear_shapes, parameters
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_outline
+from ssvd.recognisers.quantisation import outline_quantised
 from ssvd.training.memory import DTYPES, checkpoint_activations, round_frozen
 from ssvd.training.step_memory import step_inputs, step_memory
 from ssvd.tuners import SSVDConfig, SVFTConfig
+from ssvd.tuners.quantised import QuantisedOutline
 from ssvd_options import AdaptOptions
 
 BYTES = 4  # per number: adapters are trained and stored in float32
@@ -47,6 +49,7 @@ class Load:
         batch_size: Utterances of a batch on one device.
         seconds: Length of the utterances, or of the window.
         base_dtype: Type of the frozen weights and bases; computation is in mixed precision if it is not float32.
+        quantise: "8bit" or "4bit", to which the frozen linear layers are quantised; None for not at all.
         checkpointing: Whether activations are computed again instead of kept.
     """
 
@@ -54,6 +57,7 @@ class Load:
     seconds: float = 30.0
     base_dtype: str = "float32"
     checkpointing: bool = False
+    quantise: str | None = None
 
 
 @dataclass(frozen=True)
@@ -239,19 +243,26 @@ def plan_methods(
 def planned_memory(model: str | Path, method: str, budget: Budget, layers: Sequence[str], load: Load) -> Memory | None:
     """Return the memory of a training by a method; None where it cannot be found without weights.
 
-    So it is for MiCA, which is defined by what it decomposes, and for models other than Whisper and those that read
-    samples, as wav2vec 2.0 does.
+    So it is for MiCA, which is defined by what it decomposes, for models other than Whisper and those that read
+    samples, as wav2vec 2.0 does, and for methods that cannot adapt quantised weights where these are asked for.
     """
     module, names = load_outline(model, layers)
     inputs = step_inputs(module, load.batch_size, load.seconds)
     if inputs is None or method in ("mica", "frozen"):
         return None
+    if load.quantise is not None:
+        if not find_method(method).adapts_quantised:
+            return None
+        outline_quantised(module, load_outline(model)[1], load.quantise)  # those that are not adapted too
     start = {"init_lora_weights": False} if method == "pissa" else None  # of another content, and of the same size
     network = apply_method(module, method, names, budget, options=start)
     round_frozen(network, DTYPES[load.base_dtype])
     if load.checkpointing:
         checkpoint_activations(network)
     weights = sum(part.nbytes for part in network.parameters())
+    for layer in network.modules():
+        if isinstance(layer, QuantisedOutline):
+            weights += layer.nbytes - layer.weight.nbytes
     bases = sum(part.nbytes for part in network.buffers())
     moments = 2 * sum(part.nbytes for part in network.parameters() if part.requires_grad)
     step = step_memory(network, inputs, autocast=load.base_dtype != "float32")

@@ -42,6 +42,9 @@ def plan(
     base_dtype: Annotated[
         str, typer.Option(metavar="|".join(DTYPES), help="Type of the frozen weights, for the memory.")
     ] = "float32",
+    quantise: Annotated[
+        str | None, typer.Option(metavar="8bit|4bit", help="Bits of the frozen linear layers, for the memory.")
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Compute activations again, for the memory.")
     ] = False,
@@ -62,9 +65,11 @@ def plan(
         raise CommandError("Name a model: ssvd plan MODEL.")
     if base_dtype not in DTYPES:
         raise CommandError(f"--base-dtype must be {', '.join(DTYPES)}, but is {base_dtype!r}.")
+    if quantise not in (None, "8bit", "4bit"):
+        raise CommandError(f"--quantise must be 8bit or 4bit, but is {quantise!r}.")
     from ssvd.plan import Load, plan_methods
 
-    load = None if batch_size is None else Load(batch_size, seconds, base_dtype, checkpointing)
+    load = None if batch_size is None else Load(batch_size, seconds, base_dtype, checkpointing, quantise)
     planned = plan_methods(model, budget, tokens, layers, load)
     if as_json:
         print(json.dumps(planned.as_dict(), indent=2))

@@ -155,6 +155,11 @@ class AdaptOptions(BaseModel):
     base_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type of the frozen weights and bases in training; what is trained stays in float32."
     )
+    quantise: Literal["8bit", "4bit"] | None = Field(
+        None,
+        description="Hold the frozen linear layers in 8 or 4 bits, in training and whenever the adapter is used; needs "
+        "the extra quantise.",
+    )
     checkpointing: bool = Field(
         False,
         description="Compute activations again in the backward pass instead of keeping them: less memory, slower.",

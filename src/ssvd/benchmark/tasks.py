@@ -302,7 +302,8 @@ def _load_tested(grid: Grid, out: Path, task: Task, device: torch.device, scale:
     if task.chosen is None:
         file = grid.training.get("vocabulary")
         vocabulary = Vocabulary.read(file) if file else None
-        speech = load_model(checkpoint, window=window, language=language, vocabulary=vocabulary)
+        quantise = grid.training.get("quantise")
+        speech = load_model(checkpoint, window=window, language=language, vocabulary=vocabulary, quantise=quantise)
     else:
         run = run_folder(out, Task(task.group, task.seed, task.chosen))
         speech = load_adapted(checkpoint, run, window=window, language=language, scale=scale)

@@ -1,5 +1,6 @@
 """Make a model ready for training with a method, and count what is trained."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -145,7 +146,7 @@ def linear_shapes(module: nn.Module, layers: list[str]) -> dict[str, Shape]:
     if not layers:
         raise UserError("There is no layer to adapt: name at least one layer of the model.")
     modules = dict(module.named_modules())
-    shapes = {}
+    shapes: dict[str, Shape] = {}
     for name in layers:
         layer = modules.get(name)
         if layer is None:
@@ -154,13 +155,16 @@ def linear_shapes(module: nn.Module, layers: list[str]) -> dict[str, Shape]:
             raise UserError(
                 f"The layer {name!r} is {type(layer).__name__}: only linear layers and convolutions can be adapted."
             )
-        shapes[name] = (len(layer.weight), layer.weight[0].numel())
+        if isinstance(layer, nn.Linear):  # of 4 bits, the weight is packed
+            shapes[name] = layer.out_features, layer.in_features
+        else:
+            shapes[name] = len(layer.weight), layer.weight[0].numel()
     return shapes
 
 
 def parameters(module: nn.Module) -> int:
-    """Count the parameters of a model, trained or not."""
-    return sum(p.numel() for p in module.parameters())
+    """Count the parameters of a model, trained or not; quantised ones too, however many are in a byte."""
+    return sum(math.prod((getattr(p, "quant_state", None) or p).shape) for p in module.parameters())
 
 
 def trainable_parameters(module: nn.Module) -> int:

@@ -55,6 +55,7 @@ class Method:
         frozen_numbers: Numbers in the adapter file beside the trained parameters.
         rate_factors: Factors of the learning rate of single parameters, by a part of their names.
         adapts_convolutions: Whether convolutions can be adapted too.
+        adapts_quantised: Whether layers with quantised weights can be adapted.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Method:
     frozen_numbers: Callable[[Shapes, float], int] = lambda shapes, setting: 0
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     adapts_convolutions: bool = False
+    adapts_quantised: bool = True
 
     @property
     def learning_rate(self) -> float:

@@ -154,7 +154,8 @@ def _lora(
         products,
         frozen,
         rate_factors,
-        has_usual_start,
+        adapts_convolutions=has_usual_start,
+        adapts_quantised=has_usual_start,
     )
 
 
@@ -192,7 +193,19 @@ def _psoft() -> Method:
         k = int(rank)
         return 2 * tokens * k * sum(shape) + 3 * tokens * k * k
 
-    return Method("psoft", "2505.11235", (1e-4, 3e-4, 1e-3), Trained.ADAPTER, "rank", settings, count, config, products)
+    rates = (1e-4, 3e-4, 1e-3)
+    return Method(
+        "psoft",
+        "2505.11235",
+        rates,
+        Trained.ADAPTER,
+        "rank",
+        settings,
+        count,
+        config,
+        products,
+        adapts_quantised=False,
+    )
 
 
 def _oft() -> Method:
@@ -227,7 +240,10 @@ def _osf() -> Method:
     def products(shape: Shape, rank: float, tokens: int) -> int:
         return 5 * tokens * int(rank) * sum(shape)  # those of the frozen start have no gradients
 
-    return Method("osf", "2504.07097", (1e-4, 3e-4, 1e-3), Trained.ADAPTER, "rank", settings, count, config, products)
+    rates = (1e-4, 3e-4, 1e-3)
+    return Method(
+        "osf", "2504.07097", rates, Trained.ADAPTER, "rank", settings, count, config, products, adapts_quantised=False
+    )
 
 
 def _without_adapter(name: str, rates: tuple[float, ...], trains: Trained) -> Method:
@@ -242,7 +258,7 @@ def _without_adapter(name: str, rates: tuple[float, ...], trains: Trained) -> Me
     def products(shape: Shape, setting: float, tokens: int) -> int:
         return 0 if trains is Trained.NOTHING else tokens * shape[0] * shape[1]
 
-    return Method(name, "", rates, trains, "", lambda shapes: (), count, None, products)
+    return Method(name, "", rates, trains, "", lambda shapes: (), count, None, products, adapts_quantised=False)
 
 
 METHODS = {

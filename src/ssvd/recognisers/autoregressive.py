@@ -28,7 +28,9 @@ from ssvd.recognisers.decoding import (
     join_pieces,
     split_at_pauses,
 )
+from ssvd.recognisers.front_ends import hide_padding
 from ssvd.recognisers.layers import LayerGroups
+from ssvd.recognisers.quantisation import Quantisation
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
 
 IGNORED = -100  # label of positions that do not count in the loss
@@ -126,7 +128,7 @@ class Autoregressive(Recogniser):
     ) -> None:
         if task != "transcribe":
             raise unknown_task(task)
-        self.module = module
+        self.module = hide_padding(module)
         self._processor, self._dtype = processor, dtype
         self._tokenizer, self._features = processor.tokenizer, feature_extractor_of(processor)
         self.sampling_rate: int = self._features.sampling_rate
@@ -145,11 +147,17 @@ class Autoregressive(Recogniser):
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
+        cls,
+        name: str,
+        *,
+        window: float | None = None,
+        language: str | None = None,
+        task: str = "transcribe",
+        quantisation: Quantisation | None = None,
     ) -> "Autoregressive":
         """Load float32 weights (from safetensors files only) and processor; see `load_model`."""
         outline, _ = cls.outline(name)
-        module, dtype = load_network(cls.auto_class, name, outline)
+        module, dtype = load_network(cls.auto_class, name, outline, quantisation=quantisation)
         return cls._assembled(name, module, window=window, language=language, task=task, dtype=dtype)
 
     @classmethod

@@ -16,6 +16,8 @@ from ssvd.errors import UserError
 from ssvd.recognisers.agreement import MARK
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript
 from ssvd.recognisers.layers import USUAL_GROUPS, LayerGroups, chosen_layers
+from ssvd.recognisers.pauses import Silence, check_silence, spoken_parts
+from ssvd.recognisers.quantisation import Quantisation
 from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.recognisers.vocabulary import Vocabulary
 from ssvd.recognisers.words import Segment, TimedText
@@ -114,6 +116,7 @@ class Recogniser(ABC):
         window: float | None = None,
         language: str | None = None,
         has_weights: bool = True,
+        quantisation: Quantisation | None = None,
     ) -> "Recogniser":
         """Load a checkpoint with a new CTC head for other symbols, which must be trained.
 
@@ -177,15 +180,20 @@ class Recogniser(ABC):
         language: str | None = None,
         batch_size: int = 8,
         words: bool = True,
+        silence: Silence = "energy",
     ) -> Iterator[Segment]:
         """Yield the pieces of a recording of any length, cut as by `transcribe_audio`, with text and words.
 
-        Arguments and errors are those of `transcribe_audio`; `words` says whether to find the words and how sure the
-        model is of them, which takes longer.
+        Arguments and errors are those of `transcribe_audio`, and:
+
+        Args:
+            words: Whether to find the words and how sure the model is of them, which takes longer.
+            silence: "vad" to leave out the long silences that a detector of voices finds; see `spoken_parts`.
         """
-        pieces = self._split(np.asarray(samples, dtype=np.float32))
-        spoken = self._spoken_language(pieces[0], language)
-        end = 0.0
+        check_silence(silence, self.sampling_rate)
+        samples = np.asarray(samples, dtype=np.float32)
+        starts, pieces = self._pieces(samples, silence)
+        spoken = self._spoken_language(pieces[0], language) if pieces else None
         for first in range(0, len(pieces), batch_size):
             rows = pieces[first : first + batch_size]
             names = [f"piece {first + row}" for row in range(len(rows))]
@@ -194,9 +202,19 @@ class Recogniser(ABC):
                 timed = self.decode_timed(batch, decoding)
             else:
                 timed = [TimedText(text, None, []) for text in self.transcribe(batch, decoding)]
-            for row, text in zip(rows, timed, strict=True):
-                start, end = end, end + len(row) / self.sampling_rate
+            for sample, row, text in zip(starts[first:], rows, timed, strict=False):
+                start, end = sample / self.sampling_rate, (sample + len(row)) / self.sampling_rate
                 yield Segment(start, end, text._replace(words=[word.shifted(start) for word in text.words]))
+
+    def _pieces(self, samples: Samples, silence: Silence) -> tuple[list[int], list[Samples]]:
+        """Return the pieces of a recording to decode, and the sample at which each begins."""
+        starts, pieces = [], []
+        for start, end in spoken_parts(samples, silence):
+            for piece in self._split(samples[start:end]):
+                starts.append(start)
+                pieces.append(piece)
+                start += len(piece)
+        return starts, pieces
 
     @abstractmethod
     def _target(self, cut: Cut) -> Any:

@@ -14,6 +14,7 @@ from ssvd.recognisers.base import Recogniser
 from ssvd.recognisers.espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
 from ssvd.recognisers.families import Loader, find_family
 from ssvd.recognisers.layers import USUAL_GROUPS, chosen_layers
+from ssvd.recognisers.quantisation import Quantisation
 from ssvd.recognisers.transformers_checkpoint import read_json
 from ssvd.recognisers.vocabulary import Vocabulary
 
@@ -27,6 +28,8 @@ def load_model(
     language: str | None = None,
     task: str = "transcribe",
     vocabulary: Vocabulary | None = None,
+    quantise: str | None = None,
+    dequantise: bool = False,
 ) -> Recogniser:
     """Load a recogniser in float32 and evaluation mode, from a checkpoint folder or the name of a model on the hub.
 
@@ -36,6 +39,8 @@ def load_model(
         language: Name or code, of utterances that do not state theirs; models of one language ignore both.
         task: "transcribe", or "translate" (into English).
         vocabulary: Symbols for a new head in the place of the checkpoint's; see `Recogniser.with_vocabulary`.
+        quantise: "8bit" or "4bit", to quantise the linear layers of encoder, projector and decoder; None for float32.
+        dequantise: Whether the rounded weights are held in float32 after all, as for merging an adapter.
 
     Raises:
         UserError: there is no such checkpoint, its family is not supported, it has no safetensors weights, or an option
@@ -43,6 +48,8 @@ def load_model(
     """
     name = str(name_or_path)
     if (checkpoint := _espnet_checkpoint(name)) is not None:
+        if quantise is not None:
+            raise UserError(f"{name} is a model of ESPnet, whose weights are not quantised: leave quantise out.")
         with espnet_importable():
             from ssvd.recognisers.owsm import Owsm, load_owsm
         if vocabulary is not None:
@@ -50,9 +57,12 @@ def load_model(
         return load_owsm(checkpoint, window=window, language=language, task=task)
     family = _family(name)
     transformers.utils.logging.disable_progress_bar()  # "Loading weights", gone before it is read
+    quantisation = None
+    if quantise is not None:
+        quantisation = Quantisation.of(quantise, *load_outline(name), dequantise=dequantise)
     if vocabulary is not None:
-        return family.with_vocabulary(name, vocabulary, window=window, language=language)
-    return family.from_pretrained(name, window=window, language=language, task=task)
+        return family.with_vocabulary(name, vocabulary, window=window, language=language, quantisation=quantisation)
+    return family.from_pretrained(name, window=window, language=language, task=task, quantisation=quantisation)
 
 
 def load_outline(name_or_path: str | Path, wanted: Sequence[str] = USUAL_GROUPS) -> tuple[nn.Module, list[str]]:

@@ -15,6 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import MOST_LAYERS, check_finite, reading
+from ssvd.recognisers.quantisation import Quantisation
 
 # Used by training without labels and by masking only: the published wav2vec2-base-960h lacks the first.
 _MASKING = re.compile(r"(^|\.)masked_spec_embed$")
@@ -93,7 +94,9 @@ def read_config(name: str) -> Any:
     return config
 
 
-def load_network(kind: Any, name: str, outline: Any, *, replaced: str | None = None) -> tuple[Any, torch.dtype]:
+def load_network(
+    kind: Any, name: str, outline: Any, *, replaced: str | None = None, quantisation: Quantisation | None = None
+) -> tuple[Any, torch.dtype]:
     """Load the network of a checkpoint in float32 and evaluation mode; return it and the dtype of its stored weights.
 
     Tensors that only training by masking needs may be missing and are zero then; those that only training without
@@ -104,6 +107,7 @@ def load_network(kind: Any, name: str, outline: Any, *, replaced: str | None = N
         name: Folder, or name on the hub.
         outline: The network without its weights, on the meta device.
         replaced: Name of a layer that will be replaced, and may be missing therefore; it is zero then.
+        quantisation: How linear layers are quantised; None for not at all.
 
     Raises:
         UserError: The weights are not in safetensors files, are damaged or quantised, do not fit the config, or are no
@@ -118,7 +122,9 @@ def load_network(kind: Any, name: str, outline: Any, *, replaced: str | None = N
     )
     with reading(f"The weights of {name}", remedy):
         dtype = _check_stored(name, outline)
-        options = {} if replaced is None else {"config": copy.deepcopy(outline.config)}
+        options: dict[str, Any] = {} if replaced is None else {"config": copy.deepcopy(outline.config)}
+        if quantisation is not None:
+            options |= quantisation.loading_options(outline)
         network, report = kind.from_pretrained(
             name,
             dtype=torch.float32,
@@ -143,6 +149,8 @@ def load_network(kind: Any, name: str, outline: Any, *, replaced: str | None = N
     with torch.no_grad():
         for key in report["missing_keys"]:
             network.get_parameter(key).zero_()  # else random: another one at each loading
+    if quantisation is not None:
+        network = quantisation.finish(name, network)
     check_finite(name, network)
     return network.eval(), dtype
 

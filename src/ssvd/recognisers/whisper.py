@@ -43,6 +43,7 @@ from ssvd.recognisers.decoding import (
     whole_windows,
 )
 from ssvd.recognisers.layers import DECODER, ENCODER, LayerGroups, front_end_convolutions
+from ssvd.recognisers.quantisation import Quantisation
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
 from ssvd.recognisers.words import TimedText, Word, attention_weights, boundaries
 
@@ -151,11 +152,17 @@ class Whisper(Recogniser):
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, window: float | None = None, language: str | None = None, task: str = "transcribe"
+        cls,
+        name: str,
+        *,
+        window: float | None = None,
+        language: str | None = None,
+        task: str = "transcribe",
+        quantisation: Quantisation | None = None,
     ) -> "Whisper":
         """Load float32 weights (from safetensors files only), tokenizer and feature extractor; see `load_model`."""
         outline, _ = cls.outline(name)
-        module, dtype = load_network(WhisperForConditionalGeneration, name, outline)
+        module, dtype = load_network(WhisperForConditionalGeneration, name, outline, quantisation=quantisation)
         return cls(module, _processor(name, module), window=window, language=language, task=task, dtype=dtype)
 
     @classmethod

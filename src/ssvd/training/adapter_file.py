@@ -27,13 +27,16 @@ from ssvd.documents import read_json
 from ssvd.errors import shortened
 from ssvd.methods import show_geometry
 from ssvd.recognisers.vocabulary import VOCABULARY, Vocabulary
+from ssvd.tuners.quantised import is_quantised
 
 Result = TypeVar("Result")
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-_CONFIG_DIGEST, _BASE_DIGEST, _VOCABULARY_DIGEST = "ssvd_config", "ssvd_base", "ssvd_vocabulary"  # of the metadata
+# Of the metadata.
+_CONFIG_DIGEST, _BASE_DIGEST, _VOCABULARY_DIGEST = "ssvd_config", "ssvd_base", "ssvd_vocabulary"
+_QUANTISE = "ssvd_quantise"
 # Fields of a configuration that do not change the function of the adapter.
 _FREE_FIELDS = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 # Tensors that adapters of former versions lack.
@@ -45,22 +48,34 @@ _LARGEST_PARAMETER = 1e4
 _LARGEST_CHANGE = 100
 
 
-def bind_adapter(folder: Path, base: Path, model: str) -> None:
+def bind_adapter(folder: Path, base: Path, model: str, quantise: str | None = None) -> None:
     """Write into the adapter file of a run what it belongs to, and name its base model without a path.
 
     Args:
         folder: The folder that PEFT saved.
         base: The fingerprint of the base model, a JSON file.
         model: Name of the base model for others.
+        quantise: How the base model was quantised, as `load_model` takes it.
     """
     config = read_json(folder / ADAPTER_CONFIG)
     config["base_model_name_or_path"] = model
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     metadata = {"format": "pt", _CONFIG_DIGEST: _config_digest(config), _BASE_DIGEST: _digest(read_json(base))}
+    if quantise is not None:
+        metadata[_QUANTISE] = quantise
     if (symbols := _vocabulary_digest(folder)) is not None:
         metadata[_VOCABULARY_DIGEST] = symbols
     weights = folder / ADAPTER_WEIGHTS
     save_file(load_file(weights), weights, metadata)
+
+
+def quantisation_of(folder: Path) -> str | None:
+    """Return how the base model of an adapter was quantised in training; None if it was not, or nothing is known.
+
+    Raises:
+        ValueError: The adapter's file is damaged.
+    """
+    return _metadata(folder).get(_QUANTISE)
 
 
 def belongs_to_base(folder: Path, base: Any) -> bool:
@@ -159,10 +174,14 @@ def _expected_tensors(module: nn.Module, folder: Path) -> dict[str, Tensor]:
 
 
 def _without_memory(module: nn.Module) -> nn.Module:
-    """Return a copy of a network on the meta device."""
-    memo: dict[int, Any] = {}
+    """Return a copy of a network on the meta device, with plain layers in the place of quantised ones."""
+    memo: dict[int, Any] = {
+        id(layer): nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear) and is_quantised(layer)
+    }
     for tensor in (*module.parameters(), *module.buffers()):
-        empty = tensor.detach().to("meta")
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(module, memo)
 
@@ -209,7 +228,8 @@ def _check_change(network: PeftModel) -> None:
     for name, layer in network.named_modules():
         if not isinstance(layer, BaseTunerLayer) or not isinstance(base := layer.get_base_layer(), nn.Linear):
             continue
-        x = torch.randn(4, base.in_features, generator=generator).to(base.weight)
+        dtype = base.weight.dtype if base.weight.is_floating_point() else torch.float32  # that of quantised ones
+        x = torch.randn(4, base.in_features, generator=generator).to(base.weight.device, dtype)
         plain, adapted = base(x), layer(x)
         layer.train(False)  # drops the weight that an SSVD layer formed
         if not (adapted - plain).norm() <= _LARGEST_CHANGE * (plain.norm() + 0.01 * x.norm()):

@@ -1,7 +1,7 @@
 """A fingerprint of all weights of a base model, by which an adapter is not used on another one.
 
 It is the same on every device, up to the order of additions. A copy that was rounded to bf16 or fp16 is known by its
-entries, and compared with a tolerance.
+entries, and compared with a tolerance. So is a quantised one, as its dequantised weights.
 """
 
 import math
@@ -14,13 +14,14 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from ssvd.documents import checked
+from ssvd.tuners.quantised import dequantised_weight, is_quantised
 
 _BLOCK = 2**16  # entries of a weight for each sum; a smaller weight has _FEWEST sums
 _FEWEST = 4
 # Largest differences of sums relative to the norm of the block: by the order of additions, and by rounding entries
 # (the largest that rounding did in 120 weights was 6e-3 for bf16).
 _EXACT = 2e-5
-_ROUNDED = {"bfloat16": 1e-2, "float16": 2e-3}
+_ROUNDED = {"bfloat16": 1e-2, "float16": 2e-3, "quantised": 1e-2}
 _SAMPLES, _SAMPLE_TOLERANCE = 8, 5e-3
 # Used only for masking in training, and random if the checkpoint lacks it.
 _UNUSED = ("masked_spec_embed",)
@@ -28,15 +29,18 @@ _UNUSED = ("masked_spec_embed",)
 _TRUNCATED = ("encoder.embed_positions.weight",)
 
 
+Precision = Literal["bfloat16", "float16", "float32", "quantised"]
+
+
 class Weight(BaseModel):
     """Fingerprint of one weight.
 
     Attributes:
-        precision: The least precise dtype that represents all entries.
+        precision: The least precise dtype that represents all entries; "quantised" for a weight of 8 or 4 bits.
         sums: Sum of the entries of each block, with weights of mean square 1.
     """
 
-    precision: Literal["bfloat16", "float16", "float32"]
+    precision: Precision
     sums: list[float]
 
 
@@ -74,35 +78,50 @@ def differing_weight(module: nn.Module, stored: Any) -> str | None:
     return None
 
 
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {
+def _weights(module: nn.Module) -> dict[str, Tensor | nn.Module]:
+    """Return the weights by name; in the place of a quantised one its layer, as dequantised it takes more memory."""
+    quantised = {f"{name}.weight": layer for name, layer in module.named_modules() if is_quantised(layer)}
+    scales = tuple(name.removesuffix("weight") + "SCB" for name in quantised), tuple(f"{name}." for name in quantised)
+    floating = {
         name: tensor.detach()
         for name, tensor in module.state_dict().items()
         if tensor.is_floating_point() and tensor.numel() and not name.endswith(_UNUSED)
     }
+    others = {n: t for n, t in floating.items() if n not in scales[0] and not n.startswith(scales[1])}
+    return others | quantised
 
 
-def _fingerprint(weight: Tensor, by_row: bool) -> Weight:
-    sums, _ = _block_sums(weight, by_row)
+def _fingerprint(weight: Tensor | nn.Module, by_row: bool) -> Weight:
+    entries, precision = _entries(weight)
+    sums, _ = _block_sums(entries, by_row)
     # Eight digits are enough, and keep the file small.
-    return Weight(precision=_precision(weight), sums=[float(f"{value:.8g}") for value in sums.tolist()])
+    return Weight(precision=precision, sums=[float(f"{value:.8g}") for value in sums.tolist()])
 
 
-def _is_same(weight: Tensor, stored: Weight, by_row: bool) -> bool:
-    sums, norms = _block_sums(weight, by_row)
+def _entries(weight: Tensor | nn.Module) -> tuple[Tensor, Precision]:
+    """Return the entries of a weight and their precision."""
+    if isinstance(weight, nn.Module):
+        return dequantised_weight(weight), "quantised"
+    return weight, _precision(weight)
+
+
+def _is_same(weight: Tensor | nn.Module, stored: Weight, by_row: bool) -> bool:
+    entries, precision = _entries(weight)
+    sums, norms = _block_sums(entries, by_row)
     expected = torch.tensor(stored.sums, dtype=sums.dtype)
     if by_row:
         common = min(len(sums), len(expected))
         sums, norms, expected = sums[:common], norms[:common], expected[:common]
     if len(expected) != len(sums):
         return False
-    precision = _precision(weight)
     # Rounding a weight a second time to the same precision changes nothing.
     tolerance = _EXACT if precision == stored.precision else _ROUNDED.get(precision, _EXACT)
+    if stored.precision == "quantised":  # elsewhere an entry may be rounded up instead of down
+        tolerance = _ROUNDED["quantised"]
     return bool(((sums - expected).abs() <= tolerance * norms).all())  # false for NaN
 
 
-def _precision(weight: Tensor) -> Literal["bfloat16", "float16", "float32"]:
+def _precision(weight: Tensor) -> Precision:
     weight = weight.float()
     if torch.equal(weight, weight.bfloat16().float()):
         return "bfloat16"

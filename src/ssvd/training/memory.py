@@ -9,11 +9,36 @@ from transformers import PreTrainedModel
 
 from ssvd.errors import UserError
 from ssvd.hardware import pick_device
-from ssvd.methods import find_method
+from ssvd.methods import METHODS, find_method
+from ssvd.recognisers.quantisation import checked_bits
 from ssvd.spectral import Basis
+from ssvd.tuners.quantised import is_quantised
 from ssvd_options import AdaptOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_quantisable(options: AdaptOptions) -> None:
+    """Refuse quantised weights that the method cannot have, or that nothing here can make, before the model is read.
+
+    Raises:
+        UserError: They are not possible.
+    """
+    if options.quantise is None:
+        return
+    checked_bits(options.quantise)
+    method = find_method(options.method)
+    if method.config is None:
+        raise UserError(
+            f"The method {method.name!r} trains the weights themselves, not quantised ones: use an adapter."
+        )
+    if not method.adapts_quantised:
+        usable = ", ".join(row.name for row in METHODS.values() if row.adapts_quantised)
+        raise UserError(
+            f"The method {method.name!r} cannot adapt quantised weights, which it would change: choose one of {usable}."
+        )
+    if options.token_stride > 1:
+        raise UserError("A token_stride is not possible with quantised weights: leave it at 1.")
 
 
 def check_savings(options: AdaptOptions, network: nn.Module) -> None:
@@ -25,6 +50,10 @@ def check_savings(options: AdaptOptions, network: nn.Module) -> None:
     is_of_transformers = isinstance(network, PreTrainedModel)
     if options.checkpointing and not getattr(network, "supports_gradient_checkpointing", False):
         raise UserError("The activations of this model cannot be computed again (checkpointing): leave it out.")
+    for name, module in network.named_modules():
+        is_trained = any(f".{name}".endswith(f".{trained}") for trained in options.also_train)
+        if is_trained and any(map(is_quantised, module.modules())):
+            raise UserError(f"{name} has quantised weights, which cannot be trained: leave it out of also_train.")
     if options.base_dtype == "float32":
         return
     if find_method(options.method).config is None:

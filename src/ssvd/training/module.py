@@ -277,7 +277,7 @@ class Adaptation(lightning.LightningModule):
         self.network.save_pretrained(str(folder), save_embedding_layers=False)
         if self.speech.vocabulary is not None:
             self.speech.vocabulary.write(folder / VOCABULARY)
-        bind_adapter(folder, self.run_folder / BASE, public_name(self.options.model))
+        bind_adapter(folder, self.run_folder / BASE, public_name(self.options.model), self.options.quantise)
         card = model_card(
             self.speech,
             self.options,

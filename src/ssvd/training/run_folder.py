@@ -29,6 +29,7 @@ from torch import nn
 from ssvd.documents import checked, read_json, read_yaml
 from ssvd.errors import UserError
 from ssvd.recognisers.loading import Recogniser, load_model
+from ssvd.recognisers.quantisation import Bits
 from ssvd.recognisers.vocabulary import VOCABULARY, Vocabulary
 from ssvd.training.adapter_file import (
     ADAPTER_CONFIG,
@@ -36,6 +37,7 @@ from ssvd.training.adapter_file import (
     belongs_to_base,
     check_adapter,
     load_adapter,
+    quantisation_of,
 )
 from ssvd.training.base_fingerprint import differing_weight
 from ssvd.training.interpolation import copied_weights, interpolated, merge_adapter, scale_of, set_weights
@@ -67,13 +69,14 @@ class _DecodingOptions(BaseModel):
 
     window: float | None = Field(None, gt=0)
     language: str | None = None
+    quantise: Bits | None = None
 
 
 def stated_options(run: str | Path) -> dict[str, Any]:
     """Return the options of a run as its `config.yaml` states them; none for a PEFT adapter.
 
     Raises:
-        UserError: There is no such run folder or PEFT adapter, or its window or language is impossible.
+        UserError: There is no such run folder or PEFT adapter, or its window, language or quantise is impossible.
     """
     if not _is_run_folder(run):
         adapter_folder(run)
@@ -118,11 +121,30 @@ def vocabulary_of(run: str | Path) -> Vocabulary | None:
 
 
 def load_base(
-    model: str | Path, run: str | Path | None, *, window: float | None = None, language: str | None = None
+    model: str | Path,
+    run: str | Path | None,
+    *,
+    window: float | None = None,
+    language: str | None = None,
+    dequantise: bool = False,
 ) -> Recogniser:
-    """Load the base model of a run: with a new head, all zero, where the run trained one; else as `load_model` does."""
-    vocabulary = None if run is None else vocabulary_of(run)
-    return load_model(model, window=window, language=language, vocabulary=vocabulary)
+    """Load the base model of a run as `load_model` does.
+
+    Where the run trained a new head, the model has it, all zero; where its base was quantised, the model is too.
+    """
+    vocabulary, quantise = (None, None) if run is None else (vocabulary_of(run), quantise_of(run))
+    return load_model(
+        model, window=window, language=language, vocabulary=vocabulary, quantise=quantise, dequantise=dequantise
+    )
+
+
+def quantise_of(run: str | Path) -> str | None:
+    """Return how the base model of a run, or of an adapter from a run, was quantised; None if it was not."""
+    if _is_run_folder(run):
+        return stated_options(run).get("quantise")
+    folder = adapter_folder(run)
+    with _reasons_in_words(run, "its base model"):
+        return quantisation_of(folder)
 
 
 def holds_model(run: Path) -> bool:
@@ -171,6 +193,7 @@ def load_adapted(
     window: float | None = None,
     language: str | None = None,
     scale: float | None = None,
+    dequantise: bool = False,
 ) -> Recogniser:
     """Load a base model with an adapter active, or after full fine-tuning the run's own model.
 
@@ -183,24 +206,28 @@ def load_adapted(
         language: Language of utterances that do not state theirs, instead of the run's.
         scale: How far to go from the base model to the adapted one, see `ssvd.training.interpolation`; None for the
             scale that the run chose, or 1.
+        dequantise: Whether a quantised base is held in float32 after all, so that the adapter can be merged; it is at
+            another scale than 1.
 
     Raises:
         UserError: There is no such adapter, it does not fit the base model, or the scale is not possible.
     """
     options, scale = stated_options(run), scale_of(run, scale)
     window, language = window or options.get("window"), language or options.get("language")
-    speech = _load_adapted(model, run, window, language)
+    speech = _load_adapted(model, run, window, language, dequantise or scale != 1)
     if scale != 1:
         merge_adapter(speech)
-        base = load_base(model, run, window=window, language=language).module
+        base = load_base(model, run, window=window, language=language, dequantise=True).module
         set_weights(speech.module, interpolated(copied_weights(base), copied_weights(speech.module), scale))
     return speech
 
 
-def _load_adapted(model: str | Path, run: str | Path, window: float | None, language: str | None) -> Recogniser:
+def _load_adapted(
+    model: str | Path, run: str | Path, window: float | None, language: str | None, dequantise: bool
+) -> Recogniser:
     if has_own_model(run):
         return load_model(Path(run) / "model", window=window, language=language)
-    speech = load_base(model, run, window=window, language=language)
+    speech = load_base(model, run, window=window, language=language, dequantise=dequantise)
     check_run(run, speech.module, model)
     with _reasons_in_words(run, model):
         speech.module = load_adapter(speech.module, adapter_folder(run))

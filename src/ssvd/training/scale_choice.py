@@ -83,9 +83,11 @@ def choose_scale(
         decoding: Settings of decoding.
         progress: What the choice reports to.
     """
-    speech = load_base(options.model, run, window=options.window, language=options.language)
+    speech = load_base(options.model, run, window=options.window, language=options.language, dequantise=True)
     base = copied_weights(speech.module)
-    adapted = load_adapted(options.model, run, window=options.window, language=options.language, scale=1)
+    adapted = load_adapted(
+        options.model, run, window=options.window, language=options.language, scale=1, dequantise=True
+    )
     merge_adapter(adapted)
     ends = base, copied_weights(adapted.module)
     del adapted

@@ -9,9 +9,6 @@ from torch import Tensor
 from ssvd.spectral import Basis, cached_basis
 from ssvd.tuners.core_layer import CoreLayer
 
-# A stored basis must hold all but this share of the base weight: rounding to bf16 or 8 bits costs less than 1 %.
-_LARGEST_MISFIT = 0.02
-
 
 def prepare_loading(layer: CoreLayer, state_dict: dict[str, Any], prefix: str) -> None:
     """Give each adapter of a layer the basis in which the parameters in a state dict were trained.
@@ -25,9 +22,12 @@ def prepare_loading(layer: CoreLayer, state_dict: dict[str, Any], prefix: str) -
         ValueError: The weight of the layer does not have that basis, or the parameters belong to another kind of core.
     """
     name = prefix.removeprefix("base_model.model.").rstrip(".")
-    _decompose_loaded_weight(layer, state_dict.get(f"{prefix}base_layer.weight"), name)
+    loaded = state_dict.get(f"{prefix}base_layer.weight")
+    if loaded is not None and not loaded.is_floating_point():  # quantised, and the same: bitsandbytes loads no other
+        loaded = None
+    _decompose_loaded_weight(layer, loaded, name)
     for adapter_name in list(layer.bases):
-        _load_basis(layer, state_dict, prefix, adapter_name, name)
+        _load_basis(layer, state_dict, prefix, adapter_name, name, loaded)
         layer.check_core(state_dict, prefix, adapter_name, name)
 
 
@@ -47,7 +47,9 @@ def _decompose_loaded_weight(layer: CoreLayer, loaded: Tensor | None, name: str)
         layer.follow_new_basis(adapter_name)
 
 
-def _load_basis(layer: CoreLayer, state_dict: dict[str, Any], prefix: str, adapter_name: str, name: str) -> None:
+def _load_basis(
+    layer: CoreLayer, state_dict: dict[str, Any], prefix: str, adapter_name: str, name: str, loaded: Tensor | None
+) -> None:
     """Take the stored basis of an adapter, or verify the recomputed one by the stored fingerprint."""
     basis = layer.bases[adapter_name]
     basis_prefix = f"{prefix}{layer.method}_basis.{adapter_name}."
@@ -66,10 +68,10 @@ def _load_basis(layer: CoreLayer, state_dict: dict[str, Any], prefix: str, adapt
     triplets = [state_dict[key] for key in keys if key in state_dict]
     if basis.stored and [t.shape for t in triplets] == [basis.U.shape, basis.S.shape, basis.V.shape]:
         # A whole checkpoint brings the weight too.
-        weight = layer.as_matrix(state_dict.get(f"{prefix}base_layer.weight", layer.get_base_layer().weight))
+        weight = layer.as_matrix(layer.frozen_weight() if loaded is None else loaded)
         U, S, V = (tensor.detach().to(weight.device) for tensor in triplets)
         stored = Basis.of_triplets(U, S, V, len(fingerprint))
-        if not stored.misfit(weight) <= _LARGEST_MISFIT:
+        if not stored.misfit(weight) <= layer.largest_misfit:
             raise ValueError(
                 f"The adapter was trained on another base model: its stored basis of {name} holds only part of "
                 "the weight; load the base model of the training, or a copy of it that was rounded less."

@@ -58,6 +58,15 @@ class CoreLayer(nn.Module, BaseTunerLayer):
         bases: MutableMapping[str, Basis] = getattr(self, f"{self.method}_basis")
         return bases
 
+    def frozen_weight(self) -> Tensor:
+        """Return the weight of the base layer as it is stored, with what is merged."""
+        return self.get_base_layer().weight
+
+    @property
+    def largest_misfit(self) -> float:
+        """How much of the weight a stored basis may lack: rounding to bf16 or 8 bits costs less than 1 %."""
+        return 0.02
+
     def create_core(self, adapter_name: str, config: Any, layer: str) -> None:
         """Set the basis of an adapter and create its parameters, on the device and in the dtype of the weight.
 
@@ -117,7 +126,7 @@ class CoreLayer(nn.Module, BaseTunerLayer):
             same = self.decomposition.get(name) == (svd, subspace) and (basis.k == k or holds_more)
             if same and basis.is_canonical:
                 return basis
-        weight = self.get_base_layer().weight if self._unmerged_weight is None else self._unmerged_weight
+        weight = self.frozen_weight() if self._unmerged_weight is None else self._unmerged_weight
         return cached_basis(self.as_matrix(weight), k, svd, subspace)
 
     def as_matrix(self, weight: Tensor) -> Tensor:

@@ -127,9 +127,8 @@ class SpectralLayer(FormedWeightLayer):
         """The adapted weight, for models that read it instead of calling the layer, as the attention of WavLM does."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        weight: Tensor = self.get_base_layer().weight
         if not (adapters := self._active()):
-            return weight
+            return self.frozen_weight()
         return self.as_stored(self._form(adapters))
 
     @torch.no_grad()

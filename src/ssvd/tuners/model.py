@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from ssvd.tuners.config import SpectralConfig
 from ssvd.tuners.convolution import Convolution, ConvolutionLayer
 from ssvd.tuners.layer import SpectralLayer
+from ssvd.tuners.quantised import QuantisedLayer, is_quantised
 
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 _WAV2VEC2 = ["projection", *_ATTENTION, "intermediate_dense", "output_dense"]
@@ -44,6 +45,7 @@ class SpectralModel(BaseTuner):
 
     tuner_layer_cls: type[SpectralLayer]
     convolution_cls: type[ConvolutionLayer]
+    quantised_cls: type[QuantisedLayer]
     # A view, so that later additions to PEFT's table count too.
     target_module_mapping: ClassVar[MutableMapping[str, list[str]]] = ChainMap(
         _SPEECH_TARGETS, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -89,7 +91,8 @@ class SpectralModel(BaseTuner):
                 f"{name} adapts torch.nn.Linear, Conv1d and Conv2d, and transformers' Conv1D, "
                 f"but {current_key} is {type(target).__module__}.{type(target).__name__}."
             )
-        if type(target).forward not in _FORWARDS:  # an adapted layer would not call it
+        quantised = is_quantised(target)
+        if not quantised and type(target).forward not in _FORWARDS:  # an adapted layer would not call it
             raise ValueError(
                 f"{name} adapts layers that compute x W^T + b or a convolution, but {current_key} is "
                 f"{type(target).__module__}.{type(target).__name__}, which has its own forward method."
@@ -99,7 +102,9 @@ class SpectralModel(BaseTuner):
             raise ValueError(
                 f"{name} adapts convolutions without groups, but {current_key} has {target.groups}: leave it out."
             )
-        if not target.weight.is_floating_point() or target.weight.dtype.itemsize < 2:
+        if quantised and peft_config.token_stride > 1:
+            raise ValueError(f"{name} has no `token_stride` on quantised weights, as those of {current_key} are.")
+        if not quantised and (not target.weight.is_floating_point() or target.weight.dtype.itemsize < 2):
             raise ValueError(
                 f"{name} needs a floating-point weight, but that of {current_key} is {target.weight.dtype}."
             )
@@ -109,7 +114,9 @@ class SpectralModel(BaseTuner):
                 f"{type(target).__name__} needs fan_in_fan_out={fan_in_fan_out}, which is used instead.", stacklevel=2
             )
             peft_config.fan_in_fan_out = fan_in_fan_out
-        layer_cls = self.convolution_cls if is_convolution else self.tuner_layer_cls
+        layer_cls = self.tuner_layer_cls
+        if is_convolution or quantised:
+            layer_cls = self.convolution_cls if is_convolution else self.quantised_cls
         layer = layer_cls(target, fan_in_fan_out).train(target.training)
         layer.set_adapter(self.active_adapters)
         layer.update_layer(adapter_name, peft_config, current_key)

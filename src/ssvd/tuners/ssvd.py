@@ -31,6 +31,7 @@ from ssvd.tuners.convolution import ConvolutionLayer
 from ssvd.tuners.layer import SpectralLayer
 from ssvd.tuners.memo import Memo
 from ssvd.tuners.model import SpectralModel
+from ssvd.tuners.quantised import QuantisedLayer
 
 Rotated = Literal[Side, "smaller"]
 ROTATED: tuple[Rotated, ...] = (*SIDES, "smaller")
@@ -227,10 +228,10 @@ class SSVDLinear(SpectralLayer):
         self.ssvd_variant[adapter_name] = _Variant(config, rotation, self.get_base_layer().weight.device)
         trained = size + k * config.train_scale
         self.set_basis(adapter_name, config, k, config.svd, config.subspace, trained)
-        weight = self.get_base_layer().weight
+        U = self.bases[adapter_name].U
         for parameters, count in ((self.ssvd_theta, size), (self.ssvd_s, k * config.train_scale)):
             if count:
-                start = torch.zeros(count, dtype=weight.dtype, device=weight.device)
+                start = U.new_zeros(count)
                 parameters[adapter_name] = start if config.init_weights else start.normal_(std=0.5)
 
     def change(self, adapter_name: str) -> Tensor:
@@ -324,6 +325,10 @@ class SSVDConvolution(ConvolutionLayer, SSVDLinear):
     """A convolution, adapted by SSVD."""
 
 
+class SSVDQuantised(QuantisedLayer, SSVDLinear):
+    """A quantised linear layer, adapted by SSVD."""
+
+
 class SSVDModel(SpectralModel):
     """Adapts the linear layers and convolutions of a model with SSVD, arXiv 2509.02830.
 
@@ -337,6 +342,7 @@ class SSVDModel(SpectralModel):
     prefix = "ssvd_"
     tuner_layer_cls = SSVDLinear
     convolution_cls = SSVDConvolution
+    quantised_cls = SSVDQuantised
 
     def orthogonality_errors(self, adapter_name: str = "default") -> dict[str, float]:
         """Return the spectral norm of `G^T G - I` for every layer of an adapter: how far its G are from rotations."""

@@ -12,6 +12,7 @@ from ssvd.tuners.config import SpectralConfig
 from ssvd.tuners.convolution import ConvolutionLayer
 from ssvd.tuners.layer import SpectralLayer
 from ssvd.tuners.model import SpectralModel
+from ssvd.tuners.quantised import QuantisedLayer
 
 
 @dataclass
@@ -101,8 +102,8 @@ class SVFTLinear(SpectralLayer):
         self.set_basis(adapter_name, config, k, "exact", "top", trained=size - 60)
         self.patterns[adapter_name] = _Pattern(config.pattern, config.off_diagonals, config.seed)
         self.follow_new_basis(adapter_name)
-        weight, scale = self.get_base_layer().weight, self.bases[adapter_name].S.mean()
-        start = torch.zeros(size, dtype=weight.dtype, device=weight.device)
+        U, scale = self.bases[adapter_name].U, self.bases[adapter_name].S.mean()
+        start = U.new_zeros(size)
         self.svft_M[adapter_name] = start if config.init_weights else start.normal_(std=0.5) * scale.to(start)
 
     def follow_new_basis(self, adapter_name: str) -> None:
@@ -138,6 +139,10 @@ class SVFTConvolution(ConvolutionLayer, SVFTLinear):
     """A convolution, adapted by SVFT."""
 
 
+class SVFTQuantised(QuantisedLayer, SVFTLinear):
+    """A quantised linear layer, adapted by SVFT."""
+
+
 class SVFTModel(SpectralModel):
     """Adapts the linear layers and convolutions of a model with SVFT, arXiv 2405.19597.
 
@@ -151,3 +156,4 @@ class SVFTModel(SpectralModel):
     prefix = "svft_"
     tuner_layer_cls = SVFTLinear
     convolution_cls = SVFTConvolution
+    quantised_cls = SVFTQuantised
