@@ -10,6 +10,7 @@ _KINDS = {
     "encoder and decoder": "Encoders with decoders",
     "language-model decoder": "Language models that listen",
     "CTC": "Encoders with a CTC head",
+    "transducer": "Transducers",
 }
 _INTRODUCTION = f"""# Families of models
 

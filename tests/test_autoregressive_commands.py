@@ -1,4 +1,4 @@
-"""The commands on the families that write token by token, from the plan to the merged checkpoint."""
+"""The commands on the families that write token by token and on a transducer, from the plan to merged checkpoints."""
 
 import json
 
@@ -27,7 +27,7 @@ def hypotheses(folder, system):
     return {row["id"]: row["hypothesis"] for row in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "parakeet_tdt"])
 def test_the_commands_take_it_as_they_take_whisper(family, table, ssvd, tmp_path, monkeypatch):
     if family == "speech_to_text":
         pytest.importorskip("sentencepiece")
@@ -35,7 +35,7 @@ def test_the_commands_take_it_as_they_take_whisper(family, table, ssvd, tmp_path
     code, out, err = ssvd("plan", folder, "--layers", "all", "--json")
     assert code == 0, err
     assert json.loads(out)["layers"] == len(load_outline(folder, ["all"])[1])
-    if family in ("qwen3_asr", "canary"):  # it starts a process, which takes long
+    if family in ("qwen3_asr", "canary", "parakeet_tdt"):  # it starts a process, which takes long
         code, out, err = ssvd("data", "check", table, "--model", folder, "--workers", 1, "--no-audio")
         assert code == 0, err
     options = ["--epochs", 1, "--updates-per-epoch", 2, "--batch-size", 2, "--learning-rate", 0.01, "--device", "cpu"]

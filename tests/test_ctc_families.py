@@ -294,8 +294,8 @@ def test_what_a_family_is_not_is_told_with_its_sibling(tmp_path, refused):
         with pytest.raises(UserError) as told:
             load_outline(tmp_path)
         assert row.reason in str(told.value) and row.sibling in FAMILIES and row.sibling in str(told.value)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "parakeet_tdt"}))
-    assert "Parakeet-TDT" in refused("plan", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "parakeet_rnnt"}))
+    assert "a TDT transducer or has a CTC head" in refused("plan", tmp_path)
 
 
 @pytest.mark.parametrize("family", LOG_MEL)

@@ -76,7 +76,9 @@ def test_frozen_weights_are_rounded_and_what_is_trained_is_not(embedded, utteran
     assert torch.nn.functional.cosine_similarity(whole, other, dim=0) > 0.98
 
 
-@pytest.mark.parametrize("family", ["qwen3_asr", "canary", "cohere_asr", "moonshine", "wavlm", "parakeet_ctc"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_asr", "canary", "cohere_asr", "moonshine", "wavlm", "parakeet_ctc", "parakeet_tdt"]
+)
 def test_every_kind_of_network_trains_with_rounded_weights(family, utterances, tmp_path):
     if family in CTC_FAMILIES:
         write_random_checkpoint(family, tmp_path / "model")

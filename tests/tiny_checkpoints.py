@@ -1,5 +1,5 @@
 """Checkpoints of random weights, a few 10,000 parameters each, with a real processor and tokenizer: one of each family
-that writes token by token."""
+that writes token by token, and a transducer."""
 
 import json
 from collections.abc import Callable
@@ -40,7 +40,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from ssvd.demo.random_checkpoints import MELS, TEXT, TURN, qwen3_asr, qwen_tokenizer
+from ssvd.demo.random_checkpoints import MELS, TEXT, TURN, parakeet_tdt, qwen3_asr, qwen_tokenizer
 
 GLM_TURN = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{% for part in message['content'] %}"
@@ -218,7 +218,7 @@ FAMILIES: dict[str, Callable[[Path], tuple[Any, Any]]] = {
 def write_checkpoint(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
     """Write a checkpoint of a family whose weights are large enough for its texts to depend on what it hears."""
     torch.manual_seed(0)
-    network, processor = FAMILIES[family](folder)
+    network, processor = (FAMILIES | {"parakeet_tdt": parakeet_tdt})[family](folder)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() > 1:

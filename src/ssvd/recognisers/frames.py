@@ -19,7 +19,7 @@ from ssvd.recognisers.agreement import check_encoder_input, check_features, read
 from ssvd.recognisers.alphabets import alphabet_of
 from ssvd.recognisers.base import Recogniser, Samples, read_named, spoken_text, unknown_task
 from ssvd.recognisers.decoding import split_at_pauses
-from ssvd.recognisers.front_ends import front_end_of, output_frames
+from ssvd.recognisers.front_ends import front_end_of, hide_padding, output_frames
 from ssvd.recognisers.layers import ENCODER, LayerGroups
 from ssvd.recognisers.quantisation import Quantisation
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
@@ -78,7 +78,7 @@ class FrameRecogniser(Recogniser):
             raise unknown_task(task)
         if window is not None and window <= 0:
             raise UserError(f"A window of {window:g} s is not possible: give more than 0.")
-        self.module = module
+        self.module = hide_padding(module)
         self.sampling_rate = extractor.sampling_rate
         self.window = window or WINDOW
         self.language = language

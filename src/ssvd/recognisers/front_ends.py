@@ -1,19 +1,24 @@
-"""What encoders with a CTC head read: samples of the wave, or log-mel features."""
+"""What encoders with a CTC head or a transducer read: samples of the wave, or log-mel features."""
 
+from functools import partial
 from itertools import count
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import (
     LasrFeatureExtractor,
     ParakeetFeatureExtractor,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2FeatureExtractor,
 )
+from transformers.models.parakeet.modeling_parakeet import ParakeetEncoderSubsamplingConv2D
 
 from ssvd.recognisers.base import Samples
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 # Kaldi's frames, which the class of Transformers does not let one change.
 _KALDI_WINDOW, _KALDI_SHIFT = 400, 160
@@ -134,3 +139,32 @@ def output_frames(network: Any, lengths: Tensor) -> Tensor:
     else:
         frames = network._get_feat_extract_output_lengths(lengths)
     return frames.long()
+
+
+def hide_padding(network: _Network) -> _Network:
+    """Let encoders of Parakeet's kind mask the padding behind adapted convolutions too; return the network, changed.
+
+    Transformers does so behind each layer that is a Conv2d, which one with an adapter is not: the encoder would read
+    the padding, and take the speech for longer than it is.
+    """
+    for layer in network.modules():
+        if isinstance(layer, ParakeetEncoderSubsamplingConv2D):
+            layer.forward = partial(_subsample, layer)
+    return network
+
+
+def _subsample(
+    subsampling: ParakeetEncoderSubsamplingConv2D, input_features: Tensor, attention_mask: Tensor | None = None
+) -> Tensor:
+    """Return frames (rows, frames, width) of features (rows, length, bands), in place of the module's own method."""
+    hidden = input_features[:, None]
+    lengths = None if attention_mask is None else attention_mask.sum(-1)
+    for layer in subsampling.layers:
+        hidden = layer(hidden)
+        layer = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+        if isinstance(layer, nn.Conv2d) and lengths is not None:
+            lengths = subsampling._get_output_length(lengths, layer)
+            speech = torch.arange(hidden.shape[2], device=hidden.device) < lengths[:, None]
+            hidden = hidden * speech[:, None, :, None]
+    frames: Tensor = subsampling.linear(hidden.transpose(1, 2).flatten(2))
+    return frames

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForTDT, GenerationConfig, ParakeetProcessor
 
+from ssvd.corpora.cut import Cut
 from ssvd.errors import UserError
 from ssvd.recognisers.agreement import check_transducer
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding, Transcript, evaluation_mode, join_pieces
@@ -63,6 +64,16 @@ class Transducer(FrameRecogniser):
         projections = {"encoder_projector": PROJECTOR, "decoder.decoder_projector": DECODER}
         front_end = front_end_convolutions(network, "encoder.subsampling.")
         return {**front_end, **encoder_layers(network), **projections}
+
+    def _target(self, cut: Cut) -> list[int]:
+        tokens = super()._target(cut)
+        length = self._front_end.length(round(cut.duration * self.sampling_rate))
+        most = self._base_model.config.max_symbols_per_step * int(self._frames(torch.tensor(length)))
+        if len(tokens) > most:
+            raise UserError(
+                f"Its text takes {len(tokens)} tokens and at most {most} are written in its time: correct it."
+            )
+        return tokens
 
     def loss(self, batch: FrameBatch, *, label_smoothing: float | None = None) -> Tensor:
         """Return the TDT loss: of each utterance divided by its tokens, the mean over the batch, a float32 scalar.
