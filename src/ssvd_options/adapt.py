@@ -43,8 +43,9 @@ class AdaptOptions(BaseModel):
     )
     layers: list[str] = Field(
         ["encoder", "projector", "decoder"],
-        description="Layers to adapt: encoder, decoder, projector (from an encoder into a language model or the "
-        "joint network of a transducer), front-end (the convolutions that read the features or the audio), all, or a regular expression of full names.",
+        description="Layers to adapt: encoder, decoder, projector (from an encoder into a language model or a "
+        "joint network), front-end (the convolutions that read the features or the audio), all, or a regular "
+        "expression of full names.",
     )
     token_stride: _Count = Field(
         1,
