@@ -105,11 +105,24 @@ def test_adapter_of_a_rounded_base_loads_onto_the_model_as_it_is(options, embedd
     assert {parameter.dtype for parameter in speech.module.parameters()} == {torch.float32}
 
 
+def test_mixed_precision_changes_the_arithmetic_and_not_the_weights(options, tmp_path):
+    chosen = options(epochs=1, updates_per_epoch=1, learning_rate=5e-3)
+    losses = {}
+    for precision in ("auto", "float32", "bfloat16"):
+        run = tmp_path / precision
+        losses[precision] = adapt(chosen.model_copy(update={"precision": precision}), run).series[1].loss
+        weights = load_file(run / "adapter" / "adapter_model.safetensors")
+        assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert losses["auto"] == losses["float32"] != losses["bfloat16"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"method": "full", "base_dtype": "bfloat16"}, "The method 'full' trains the base weights themselves"),
         ({"base_dtype": "float16"}, "A base_dtype of float16 needs a CUDA GPU: use bfloat16"),
+        ({"base_dtype": "bfloat16", "precision": "float32"}, "A base_dtype of bfloat16 needs mixed precision"),
     ],
 )
 def test_savings_that_are_not_possible_are_refused(options, tmp_path, monkeypatch, change, told):

@@ -153,6 +153,11 @@ class AdaptOptions(BaseModel):
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp", description="How several devices share the work; ddp gives each the whole model and a part of the batch."
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Arithmetic of training and of the decoding after each epoch: auto is mixed precision on a GPU and "
+        "float32 on a CPU; bfloat16 is mixed precision, which is faster on CPUs with instructions for it.",
+    )
     base_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type of the frozen weights and bases in training; what is trained stays in float32."
     )

@@ -56,6 +56,10 @@ def check_savings(options: AdaptOptions, network: nn.Module) -> None:
             raise UserError(f"{name} has quantised weights, which cannot be trained: leave it out of also_train.")
     if options.base_dtype == "float32":
         return
+    if options.precision == "float32":
+        raise UserError(
+            f"A base_dtype of {options.base_dtype} needs mixed precision: leave precision or base_dtype out."
+        )
     if find_method(options.method).config is None:
         raise UserError(
             f"The method {options.method!r} trains the base weights themselves, in float32: leave base_dtype out, or "
@@ -91,10 +95,13 @@ def checkpoint_activations(network: nn.Module) -> None:
 Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
 
 
-def precision_of(device: str, base_dtype: str) -> Precision:
-    """Return in which precision Lightning computes: mixed on a GPU, and wherever the frozen weights are rounded."""
-    if base_dtype != "float32":
-        return "16-mixed" if base_dtype == "float16" else "bf16-mixed"
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    return "32-true"
+def precision_of(options: AdaptOptions) -> Precision:
+    """Return in which precision Lightning computes: "auto" is mixed on a GPU, and where frozen weights are rounded."""
+    if options.base_dtype == "float16":
+        return "16-mixed"
+    if "bfloat16" in (options.precision, options.base_dtype):
+        return "bf16-mixed"
+    is_on_gpu = options.device in ("auto", "cuda") and torch.cuda.is_available()
+    if options.precision == "float32" or not is_on_gpu:
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"

@@ -36,7 +36,7 @@ def build_trainer(
         # Of full fine-tuning; on a CPU there is no such layer.
         sync_batchnorm=placement.size > 1 and pick_device(options.device).type == "cuda",
         use_distributed_sampler=False,  # ours divide batches that are the same for any number of processes
-        precision=precision_of(options.device, options.base_dtype),
+        precision=precision_of(options),
         max_epochs=options.epochs,
         accumulate_grad_batches=options.accumulation,
         gradient_clip_val=options.clip,
