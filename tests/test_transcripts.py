@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch.testing import assert_close
 from ssvd import load_model
 from ssvd.corpora.audio import load_audio, read_recording
 from ssvd.corpora.corpus import read_corpus
+from ssvd.errors import UserError
+from ssvd.recognisers.decoding import Decoding
+from ssvd.recognisers.pauses import check_silence, spoken_parts
 from ssvd.recognisers.words import Segment, TimedText, Word, boundaries, words_of_frames
 from ssvd.transcripts.cues import CHARACTERS, LONGEST, cues
 from ssvd.transcripts.formats import FORMATS
@@ -175,6 +179,46 @@ def test_formats_of_the_command(ssvd, refused, embedded, folder, tmp_path):
     soundfile.write(folder / "b.wav", np.zeros(16000), 16000)
     assert "would both be written" in refused("transcribe", embedded, folder, "--out", tmp_path / "out")
     assert "is not empty and holds no transcripts" in refused("transcribe", embedded, one, "--out", folder)
+
+
+def test_a_detector_leaves_out_long_silences_and_nothing_else(recordings):
+    """LibriSpeech between silences with a hum, of which the shorter stays in."""
+    path = min((recordings / "librispeech-dev-clean").rglob("*.mp3"))
+    spoken = load_audio(read_recording(path, path.stem).to_cut(), 16000)[: 4 * 16000]
+    hum = 0.01 * np.sin(np.arange(8 * 16000, dtype=np.float32) / 20)
+    samples = np.concatenate([hum, spoken, hum[: 2 * 16000], spoken, hum, hum, spoken])
+    starts = np.array([8, 14, 34])
+    threads = torch.get_num_threads()
+    parts = np.array(spoken_parts(samples, "vad")) / 16000
+    assert torch.get_num_threads() == threads
+    assert len(parts) == 2 and np.abs(parts - [[8, 18], [34, 38]]).max() < 1
+    assert (parts[:, 0] <= starts[[0, 2]] + 0.3).all()
+    assert spoken_parts(samples, "energy") == [(0, len(samples))]
+    assert spoken_parts(hum, "vad") == []
+
+
+def test_times_count_from_the_beginning_where_silence_was_left_out(embedded, recordings, monkeypatch):
+    path = min((recordings / "librispeech-dev-clean").rglob("*.mp3"))
+    samples = load_audio(read_recording(path, path.stem).to_cut(), 16000)[: 5 * 16000]
+    speech, greedy = load_model(embedded), Decoding(fallback=None)
+    alone = list(speech.transcribe_segments(samples, greedy))
+    parts = [(1000, 17000), (len(samples), 2 * len(samples))]
+    monkeypatch.setattr("ssvd.recognisers.base.spoken_parts", lambda *given: parts)
+    first, *later = speech.transcribe_segments(np.concatenate([samples, samples]), greedy, silence="vad")
+    assert (first.start, first.end) == (1000 / 16000, 17000 / 16000)
+    assert [segment.timed.text for segment in later] == [segment.timed.text for segment in alone]
+    words = [[word.start for segment in segments for word in segment.timed.words] for segments in (alone, later)]
+    assert words[0] and np.allclose(words[1], np.array(words[0]) + 5)
+    monkeypatch.setattr("ssvd.recognisers.base.spoken_parts", lambda *given: [])
+    assert list(speech.transcribe_segments(samples, silence="vad")) == []
+
+
+def test_detector_needs_its_package_and_audio_at_its_rate(refused, embedded, monkeypatch):
+    check_silence.__globals__["_detector"].cache_clear()
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    assert "run pip install 'ssvd[vad]'" in refused("transcribe", embedded, "a.wav", "--silence", "vad")
+    with pytest.raises(UserError, match="reads audio at 16000 Hz and this model at 8000"):
+        check_silence("vad", 8000)
 
 
 def test_words_of_openai_s_model_keep_out_of_a_pause(recordings):

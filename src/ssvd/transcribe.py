@@ -10,6 +10,7 @@ from ssvd.errors import UserError
 from ssvd.hardware import pick_device
 from ssvd.recognisers.decoding import DEFAULT_DECODING, Decoding
 from ssvd.recognisers.loading import load_model
+from ssvd.recognisers.pauses import Silence, check_silence
 from ssvd.recognisers.words import Segment
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.run_folder import load_adapted
@@ -45,6 +46,7 @@ def transcribe_files(
     window: float | None = None,
     language: str | None = None,
     decoding: Decoding = DEFAULT_DECODING,
+    silence: Silence = "energy",
     batch_size: int = 8,
     device: str = "auto",
     progress: Progress = SILENT,
@@ -60,15 +62,18 @@ def transcribe_files(
         window: Length of the model's input in seconds.
         language: Language of the speech, as a name or a code.
         decoding: How texts are searched for.
+        silence: "vad" to leave out the long silences that a detector of voices finds.
         batch_size: Number of pieces of a long recording that are decoded at once.
         device: Device to compute on.
         progress: What is told how many seconds of a file are done.
 
     Raises:
         UserError: The model or the adapter cannot be used.
+        ModuleNotFoundError: The package of the detector is not installed.
     """
     if not files:
         return
+    check_silence(silence)
     if adapter is None:
         speech = load_model(model, window=window, language=language)
     else:
@@ -82,7 +87,11 @@ def transcribe_files(
             continue
         segments: list[Segment] = []
         seconds = math.ceil(len(samples) / speech.sampling_rate)
-        for segment in speech.transcribe_segments(samples, decoding, batch_size=batch_size, words=words):
+        for segment in speech.transcribe_segments(
+            samples, decoding, batch_size=batch_size, words=words, silence=silence
+        ):
             segments.append(segment)
             progress.advance(path.name, math.ceil(segment.end), seconds)
+        if not segments or segments[-1].end < seconds - 1:  # silence at the end was left out
+            progress.advance(path.name, seconds, seconds)
         yield Transcription(path, segments, None)

@@ -8,6 +8,7 @@ _EXTRAS = {
     "soundfile tensorboard typer urllib3 whisper_normalizer",
     "demo": "espeakng_loader",
     "ctranslate2": "ctranslate2",
+    "vad": "onnxruntime silero_vad",
     "hf": "datasets",
     "ray": "ray",
     "espnet": "editdistance einops espnet_tts_frontend h5py humanfriendly hydra jamo kaldiio langcodes librosa loralib "

@@ -49,6 +49,13 @@ def transcribe(
     seed: DecodingSeed = 0,
     batch_size: BatchSize = 8,
     device: Device = "auto",
+    silence: Annotated[
+        Literal["energy", "vad"],
+        typer.Option(
+            help="How silence is found in long recordings: energy cuts them where they are quietest; vad also leaves "
+            "out silences of 5 s and more that Silero's voice detector finds (pip install 'ssvd[vad]')."
+        ),
+    ] = "energy",
     skip_bad: SkipBad = False,
     format: Annotated[
         Literal["text", "json", "srt", "vtt", "tsv"],
@@ -89,6 +96,7 @@ def transcribe(
         "window": window,
         "language": language,
         "decoding": decoding.as_dict(has_fallback=True),
+        "silence": silence,
     }
     folder = None if out is None else TranscriptFolder(out, format, recordings, settings)
     with Bars(errors) as progress:
@@ -101,6 +109,7 @@ def transcribe(
             window=window,
             language=language,
             decoding=decoding,
+            silence=silence,
             batch_size=batch_size,
             device=device,
             progress=progress,
