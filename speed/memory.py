@@ -25,21 +25,46 @@ from ssvd.methods import Budget, apply_method, linear_shapes
 from ssvd.plan import Load, Memory, planned_memory
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_outline
+from ssvd.recognisers.quantisation import Quantisation
+from ssvd.recognisers.transformers_checkpoint import load_network
 from ssvd.training.memory import DTYPES, checkpoint_activations, round_frozen
 from ssvd.training.step_memory import step_inputs
+from ssvd.tuners.quantised import is_quantised
 from training_step import build_whisper, most_allocated
 
 EMBEDDED = Path(ssvd.__file__).parent / "demo" / "embedded"
 SAVINGS = [("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True)]
+QUANTISED = [("float32", False, "8bit"), ("float32", False, "4bit"), ("float32", True, "4bit")]
 
 
-def measured(model: str, method: str, load: Load) -> int:
-    """Bytes: the most that a step holds at a time, beyond what was there before."""
+def random_network(outline: Any, layers: list[str], bits: str | None) -> Any:
+    network = WhisperForConditionalGeneration(outline.config)
+    if bits is None:
+        return network
+    with tempfile.TemporaryDirectory() as folder:
+        network.save_pretrained(folder)
+        quantisation = Quantisation.of(bits, outline, layers)
+        return load_network(WhisperForConditionalGeneration, folder, outline, quantisation=quantisation)[0]
+
+
+def weight_bytes(network: torch.nn.Module) -> int:
+    """Bytes of all parameters, and of the scales of quantised ones."""
+    scales = 0
+    for layer in filter(is_quantised, network.modules()):
+        weight: Any = layer.weight
+        state = getattr(weight, "quant_state", None)
+        scales += weight.SCB.nbytes if state is None else state.absmax.nbytes + state.code.nbytes
+    return scales + sum(part.nbytes for part in network.parameters())
+
+
+def measured(model: str, method: str, load: Load) -> tuple[int, int]:
+    """Bytes: of the weights, and the most that a step holds at a time, beyond what was there before."""
     torch.manual_seed(0)
     outline, layers = load_outline(model)
     inputs = step_inputs(outline, load.batch_size, load.seconds)
     assert inputs is not None
-    network = apply_method(WhisperForConditionalGeneration(outline.config), method, layers, Budget("p", 0.4)).train()
+    network = apply_method(random_network(outline, layers, load.quantise), method, layers, Budget("p", 0.4)).train()
+    weights = weight_bytes(network)
     round_frozen(network, DTYPES[load.base_dtype])
     if load.checkpointing:
         checkpoint_activations(network)
@@ -55,7 +80,7 @@ def measured(model: str, method: str, load: Load) -> int:
 
     step()
     step()  # layers that read the same input know of each other from here on
-    return most_allocated(step)
+    return weights, most_allocated(step)
 
 
 def in_its_own_process(function: Any, *arguments: Any) -> Any:
@@ -64,7 +89,7 @@ def in_its_own_process(function: Any, *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def measured_all(cases: list[tuple[str, str, Load]]) -> list[int]:
+def measured_all(cases: list[tuple[str, str, Load]]) -> list[tuple[int, int]]:
     return [measured(*case) for case in cases]
 
 
@@ -81,6 +106,8 @@ def state(model: str, method: str, load: Load) -> float:
 def main(
     size: Annotated[str, typer.Option(help="embedded, or a size of Whisper.")] = "embedded",
     methods: str = "ssvd,ssvd strict,svft,lora,full",
+    quantised: Annotated[str, typer.Option(help="Methods that are measured on quantised weights too.")] = "",
+    states: Annotated[bool, typer.Option(help="What is held for each number of an adapted weight.")] = True,
     batch: int = 4,
     seconds: float = 4.0,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -97,9 +124,14 @@ def main(
             for dtype, again in SAVINGS
             if method != "full" or dtype == "float32"
         ]
+        cases += [
+            (model, method, Load(batch, seconds, *saved))
+            for method in filter(None, quantised.split(","))
+            for saved in QUANTISED
+        ]
         found = in_its_own_process(measured_all, cases)
         rows: list[dict[str, Any]] = []
-        for (_, method, load), most in zip(cases, found, strict=True):
+        for (_, method, load), (weights, most) in zip(cases, found, strict=True):
             memory = planned_memory(model, method, Budget("p", 0.4), USUAL_GROUPS, load)
             assert memory is not None
             rows.append(
@@ -107,7 +139,9 @@ def main(
                     "method": method,
                     "base_dtype": load.base_dtype,
                     "checkpointing": load.checkpointing,
+                    "quantise": load.quantise,
                     "weights_mib": memory.weights / 2**20,
+                    "measured_weights_mib": weights / 2**20,
                     "bases_mib": memory.bases / 2**20,
                     "planned_step_mib": memory.step / 2**20,
                     "measured_step_mib": most / 2**20,
@@ -124,11 +158,14 @@ def main(
             for method in ("ssvd", "svft", "lora")
             for dtype, again in SAVINGS
             for load in [Load(1, 0.5, dtype, again)]
+            if states
         ]
-    table = Table("method", "base", "checkpointing", "weights", "bases", "step, planned", "measured", "ratio")
+    names = "weights_mib", "measured_weights_mib", "bases_mib", "planned_step_mib", "measured_step_mib"
+    table = Table("method", "base", "checkpointing", "weights", "measured", "bases", "step", "measured", "ratio")
     for row in rows:
-        sizes = (f"{row[name]:.1f}" for name in ("weights_mib", "bases_mib", "planned_step_mib", "measured_step_mib"))
-        table.add_row(row["method"], row["base_dtype"], str(row["checkpointing"]), *sizes, f"{row['ratio']:.3f}")
+        sizes = (f"{row[name]:.1f}" for name in names)
+        base = row["quantise"] or row["base_dtype"]
+        table.add_row(row["method"], base, str(row["checkpointing"]), *sizes, f"{row['ratio']:.3f}")
     Console().print(table)
     for row in small:
         Console().print(row)

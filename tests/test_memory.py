@@ -140,7 +140,7 @@ import json, sys
 sys.path.append(sys.argv[1])
 from memory import measured
 from ssvd.plan import Load
-print(json.dumps([measured(sys.argv[2], method, Load(2, 4.0, *saved)) for method, *saved in json.loads(sys.argv[3])]))
+print(json.dumps([measured(sys.argv[2], method, Load(2, 4.0, *saved))[1] for method, *saved in json.loads(sys.argv[3])]))
 """
 
 

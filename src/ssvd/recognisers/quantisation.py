@@ -111,8 +111,11 @@ def _follow(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     layer.compute_dtype = x.dtype  # of 4 bits
-    if layer.weight.dtype == torch.int8:
-        for holder in (layer.weight, layer.state):  # before and after its first product
-            if holder.CB is not None and holder.CB.device != layer.weight.device:
-                holder.CB, holder.SCB = layer.weight.data, holder.SCB.to(layer.weight.device)
+    weight = layer.weight
+    if weight.dtype == torch.int8:
+        if weight.CB is not None and weight.SCB is None:  # as after PEFT has dequantised it, or `weight.to`
+            weight.SCB = layer.state.SCB
+        for holder in (weight, layer.state):  # before and after its first product
+            if holder.CB is not None and holder.CB.device != weight.device:
+                holder.CB, holder.SCB = weight.data, holder.SCB.to(weight.device)
     return (x, *others)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight
 from torch import Tensor, nn
 
 from ssvd.tuners.layer import SpectralLayer
@@ -19,12 +19,15 @@ def is_quantised(layer: nn.Module) -> bool:
     )
 
 
-def dequantised_weight(layer: nn.Module) -> Tensor:
+def dequantised_weight(layer: Any) -> Tensor:
     """Return the weight (out, in) that a quantised layer multiplies by, as a new float32 tensor."""
-    if isinstance(layer, QuantisedOutline):
-        return layer.weight
-    weight: Tensor = dequantize_module_weight(layer)
-    return weight.detach().float()
+    weight: Any = layer.weight
+    if weight.dtype == torch.int8:  # PEFT's function loses the scales of a layer that was used before
+        scales: Tensor = layer.state.SCB if weight.SCB is None else weight.SCB
+        rounded: Tensor = weight.data.float()
+        return rounded.mul_(scales.mul(1 / 127).unsqueeze(1))
+    entries: Tensor = weight if isinstance(layer, QuantisedOutline) else dequantize_bnb_weight(weight)
+    return entries.detach().float()
 
 
 class QuantisedLayer(SpectralLayer):
