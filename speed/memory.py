@@ -107,6 +107,7 @@ def main(
     size: Annotated[str, typer.Option(help="embedded, or a size of Whisper.")] = "embedded",
     methods: str = "ssvd,ssvd strict,svft,lora,full",
     quantised: Annotated[str, typer.Option(help="Methods that are measured on quantised weights too.")] = "",
+    few: Annotated[bool, typer.Option("--few", help="Only float32 and 4 bits, without checkpointing.")] = False,
     states: Annotated[bool, typer.Option(help="What is held for each number of an adapted weight.")] = True,
     batch: int = 4,
     seconds: float = 4.0,
@@ -121,13 +122,13 @@ def main(
         cases = [
             (model, method, Load(batch, seconds, dtype, again))
             for method in methods.split(",")
-            for dtype, again in SAVINGS
+            for dtype, again in SAVINGS[: 1 if few else None]
             if method != "full" or dtype == "float32"
         ]
         cases += [
             (model, method, Load(batch, seconds, *saved))
             for method in filter(None, quantised.split(","))
-            for saved in QUANTISED
+            for saved in (QUANTISED[1:2] if few else QUANTISED)
         ]
         found = in_its_own_process(measured_all, cases)
         rows: list[dict[str, Any]] = []

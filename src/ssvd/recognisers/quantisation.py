@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from ssvd.errors import UserError
-from ssvd.tuners.quantised import QuantisedOutline, is_quantised
+from ssvd.tuners.quantised import QuantisedOutline, is_quantised, keep_layout
 
 Bits = Literal["8bit", "4bit"]
 
@@ -76,9 +76,7 @@ class Quantisation:
             scales = layer.weight.SCB if self.bits == "8bit" else layer.weight.quant_state.absmax
             if not scales.isfinite().all():
                 raise UserError(f"The weights of {name} are not all finite numbers, those of {place} for one.")
-            # It would round to bfloat16 in decoding, on some CPUs, and lay out the weight for that so that no gradient
-            # passes any more.
-            layer.support_avx512bf16_for_cpu = False
+            keep_layout(layer)
             layer.register_forward_pre_hook(_follow)
         return network
 

@@ -70,20 +70,23 @@ The epoch was chosen on these utterances, so the second figure is optimistic; me
 
 ```python
 {registration}from peft import PeftModel
-{_loading_code(speech, model)}
+{_loading_code(speech, model, options.quantise)}
 model = PeftModel.from_pretrained(model, "adapter")
 ```
 """
 
 
-def _loading_code(speech: Recogniser, model: str) -> str:
+def _loading_code(speech: Recogniser, model: str, quantise: str | None) -> str:
+    if quantise is not None and speech.vocabulary is None:
+        return f'from ssvd import load_model\n\nmodel = load_model("{model}", quantise="{quantise}").module'
     if speech.vocabulary is None:
         return speech.loading_code(model)
+    quantised = "" if quantise is None else f', quantise="{quantise}"'
     return f'''from ssvd import load_model
 from ssvd.recognisers.vocabulary import Vocabulary
 
 vocabulary = Vocabulary.read("adapter/{VOCABULARY}")  # of a new head, which the adapter brings
-model = load_model("{model}", vocabulary=vocabulary).module'''
+model = load_model("{model}", vocabulary=vocabulary{quantised}).module'''
 
 
 def public_name(name: str) -> str:

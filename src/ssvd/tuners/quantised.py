@@ -20,14 +20,30 @@ def is_quantised(layer: nn.Module) -> bool:
 
 
 def dequantised_weight(layer: Any) -> Tensor:
-    """Return the weight (out, in) that a quantised layer multiplies by, as a new float32 tensor."""
+    """Return the weight (out, in) that a quantised layer multiplies by, in float32.
+
+    Raises:
+        ValueError: bitsandbytes has changed its layout; see `keep_layout`.
+    """
     weight: Any = layer.weight
     if weight.dtype == torch.int8:  # PEFT's function loses the scales of a layer that was used before
         scales: Tensor = layer.state.SCB if weight.SCB is None else weight.SCB
         rounded: Tensor = weight.data.float()
         return rounded.mul_(scales.mul(1 / 127).unsqueeze(1))
+    if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
+        raise ValueError("bitsandbytes laid out the weights for decoding on this CPU: load the model anew.")
     entries: Tensor = weight if isinstance(layer, QuantisedOutline) else dequantize_bnb_weight(weight)
     return entries.detach().float()
+
+
+def keep_layout(layer: Any) -> None:
+    """Let a layer of 4 bits decode on a CPU as it trains.
+
+    Where the CPU has instructions for bfloat16, bitsandbytes would lay out the weight for them in the first product
+    without gradients, round its scales, and pass no gradient from then on.
+    """
+    if hasattr(layer, "support_avx512bf16_for_cpu"):
+        layer.support_avx512bf16_for_cpu = False
 
 
 class QuantisedLayer(SpectralLayer):
@@ -43,6 +59,7 @@ class QuantisedLayer(SpectralLayer):
     def __init__(self, base_layer: nn.Linear, fan_in_fan_out: bool = False) -> None:
         super().__init__(base_layer, fan_in_fan_out)
         self.out_features, self.in_features = base_layer.out_features, base_layer.in_features
+        keep_layout(base_layer)
 
     def frozen_weight(self) -> Tensor:
         """Return the weight of the base layer, (out, in), dequantised."""
