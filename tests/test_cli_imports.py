@@ -104,10 +104,10 @@ def test_commands_and_options_are_completed(words, completions):
 
 def test_extras_are_those_of_the_package():
     """Whatever the extras require is named with its extra, and nothing else."""
-    imports = {"pyyaml": "yaml", "hydra-core": "hydra"}
+    imports = {"pyyaml": "yaml", "mlflow-skinny": "mlflow", "hydra-core": "hydra"}
     required = {}
     for requirement in requires("ssvd"):
-        match = re.match(r"([\w-]+)[^;]*;.*\bextra == .(speech|ctranslate2|vad|demo|hf|ray|espnet).", requirement)
+        match = re.match(r"([\w-]+)[^;]*;.*\bextra == .(speech|ctranslate2|vad|wandb|mlflow|demo|hf|ray|espnet).", requirement)
         if match and match[1] not in ("ssvd", "packaging", "espnet"):  # of ESPnet another sentence tells
             required[imports.get(match[1].lower(), match[1].replace("-", "_"))] = match[2]
     assert required == EXTRA_OF

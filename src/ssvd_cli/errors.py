@@ -9,6 +9,8 @@ _EXTRAS = {
     "demo": "espeakng_loader",
     "ctranslate2": "ctranslate2",
     "vad": "onnxruntime silero_vad",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
     "hf": "datasets",
     "ray": "ray",
     "espnet": "editdistance einops espnet_tts_frontend h5py humanfriendly hydra jamo kaldiio langcodes librosa loralib "

@@ -58,6 +58,8 @@ def _parameter(name: str, field: FieldInfo, *, is_argument: bool, metavar: str |
     if get_origin(annotation) is Literal:
         metavar, annotation = "|".join(get_args(annotation)), str
     elif get_origin(annotation) is list:
+        if choices := get_args(get_args(annotation)[0]):
+            metavar, annotation = "|".join(choices), list[str]
         default, help = ([] if field.is_required() else default), f"{help.removesuffix('.')}; repeatable."
     option = typer.Option(metavar=metavar, help=help, show_default=default is not False)
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option])

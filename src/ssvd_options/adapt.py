@@ -134,6 +134,11 @@ class AdaptOptions(BaseModel):
         "default on a CPU; on a GPU, up to 4.",
     )
     prefetch: _Count = Field(2, description="Number of batches that each of these processes reads ahead.")
+    log: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        ["tensorboard"],
+        description="Tracker that shows the curves of the run: tensorboard, wandb or mlflow (pip install "
+        "'ssvd[wandb]', 'ssvd[mlflow]').",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Device to compute on; auto takes a GPU where there is one."
     )

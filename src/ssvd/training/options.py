@@ -33,7 +33,7 @@ def parse_kept(text: str) -> tuple[str, float]:
 
 
 # Options that change how fast a run is, and its results by rounding at most: a resumed run may change them.
-CHANGEABLE = {"workers", "prefetch", "device", "devices", "nodes", "strategy", "checkpointing"}
+CHANGEABLE = {"workers", "prefetch", "log", "device", "devices", "nodes", "strategy", "checkpointing"}
 
 _BOUNDS = {
     "greater_than": ("gt", "above"),

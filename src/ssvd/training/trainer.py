@@ -9,7 +9,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
@@ -21,13 +20,18 @@ from ssvd.training.memory import precision_of
 from ssvd.training.module import Adaptation
 from ssvd.training.placement import ALONE, Placement
 from ssvd.training.progress import Progress
+from ssvd.training.trackers import Tracking, build_trackers
 from ssvd_options import AdaptOptions
 
 
 def build_trainer(
     options: AdaptOptions, run: Path, progress: Progress, placement: Placement = ALONE
 ) -> lightning.Trainer:
-    """Return the trainer of a run, which writes checkpoints and curves to its folder."""
+    """Return the trainer of a run, which writes checkpoints to its folder, and curves to its trackers.
+
+    Raises:
+        ModuleNotFoundError: The package of a tracker is not installed.
+    """
     return lightning.Trainer(
         accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}[options.device],
         devices=placement.devices,
@@ -44,11 +48,12 @@ def build_trainer(
         reload_dataloaders_every_n_epochs=1,  # each epoch has batches of its own
         log_every_n_steps=10,
         plugins=[_WholeFiles(), *([placement.environment()] if placement.size > 1 else [])],
-        logger=TensorBoardLogger(run, name="tensorboard", version=""),
+        logger=build_trackers(options, run),
         callbacks=[
             # After validation, so that the state includes its result.
             ModelCheckpoint(run / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False),
             _Reporting(progress),
+            Tracking(run),
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
