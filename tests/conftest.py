@@ -1,5 +1,7 @@
 """Fixtures that several tests share."""
 
+import copy
+import functools
 import os
 import sys
 from pathlib import Path
@@ -78,6 +80,24 @@ def corpora(tmp_path_factory) -> dict[str, Path]:
         kind: write_corpus(folder / kind, kind, count, speakers=4, seed=7)
         for kind, count in (("child", 16), ("adult", 8))
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Makes a checkpoint of random weights of a family of `tiny_checkpoints`, once; return its folder."""
+    from tiny_checkpoints import write_checkpoint
+
+    root = tmp_path_factory.mktemp("tiny")
+    return functools.cache(lambda family: write_checkpoint(root / family, family))
+
+
+@pytest.fixture(scope="session")
+def fresh(tiny_checkpoint):
+    """Makes a copy of the recogniser of a tiny checkpoint, which is loaded once."""
+    from ssvd.recognisers.loading import load_model
+
+    loaded = functools.cache(lambda family: load_model(tiny_checkpoint(family)))
+    return lambda family: copy.deepcopy(loaded(family))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from ssvd.recognisers.loading import load_outline
 from test_autoregressive import make_cut
-from tiny_checkpoints import FAMILIES, write_checkpoint
+from tiny_checkpoints import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def hypotheses(folder, system):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "parakeet_tdt"])
-def test_the_commands_take_it_as_they_take_whisper(family, table, ssvd, tmp_path, monkeypatch):
+def test_the_commands_take_it_as_they_take_whisper(family, table, ssvd, tiny_checkpoint, tmp_path, monkeypatch):
     if family == "speech_to_text":
         pytest.importorskip("sentencepiece")
-    folder, run = write_checkpoint(tmp_path / family, family), tmp_path / "run"
+    folder, run = tiny_checkpoint(family), tmp_path / "run"
     code, out, err = ssvd("plan", folder, "--layers", "all", "--json")
     assert code == 0, err
     assert json.loads(out)["layers"] == len(load_outline(folder, ["all"])[1])

@@ -19,17 +19,10 @@ from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.loading import load_check, load_model, load_outline
 from ssvd.training.progress import Log
 from test_autoregressive import make_cut, moved
-from tiny_checkpoints import write_checkpoint
 
 KINDS = ("qwen3_asr", "glmasr", "qwen2_audio")
 SHORT = Decoding(max_new_tokens=8)
 WINNERS = ["encoder", r"\.(q|k|v|o|gate|up|down)_proj$"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {family: write_checkpoint(root / family, family) for family in KINDS}
 
 
 @pytest.fixture
@@ -38,11 +31,11 @@ def cuts(tmp_path):
 
 
 @pytest.fixture
-def changed(folders, tmp_path):
+def changed(tiny_checkpoint, tmp_path):
     """A copy of a checkpoint with other fields in one of its JSON files."""
 
     def change(family, file, edit):
-        folder = shutil.copytree(folders[family], tmp_path / "changed")
+        folder = shutil.copytree(tiny_checkpoint(family), tmp_path / "changed")
         fields = json.loads((folder / file).read_text())
         fields.update(edit) if isinstance(edit, dict) else edit(fields)
         (folder / file).write_text(json.dumps(fields))
@@ -67,8 +60,8 @@ def spelt(speech, tokens):
         ),
     ],
 )
-def test_the_prompt_is_the_processors_and_the_text_ends_as_a_turn_does(folders, cuts, family, prompt, end):
-    speech = load_model(folders[family])
+def test_the_prompt_is_the_processors_and_the_text_ends_as_a_turn_does(fresh, cuts, family, prompt, end):
+    speech = fresh(family)
     batch = speech.collate(cuts)
     for cut, tokens, text in zip(cuts, batch.prompts, batch.texts, strict=True):
         assert re.search(f"{prompt}$", spelt(speech, tokens))
@@ -76,19 +69,19 @@ def test_the_prompt_is_the_processors_and_the_text_ends_as_a_turn_does(folders, 
     assert batch.languages == (["nl", "nl"] if family == "qwen3_asr" else [None, None])
 
 
-def test_a_template_of_one_turn_leaves_the_end_to_the_tokenizer(folders, tmp_path):
-    folder = shutil.copytree(folders["glmasr"], tmp_path / "model")
+def test_a_template_of_one_turn_leaves_the_end_to_the_tokenizer(fresh, tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("glmasr"), tmp_path / "model")
     template = folder / "chat_template.jinja"
     refusing = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
     template.write_text(refusing + template.read_text())
     speech = load_model(folder)
     assert spelt(speech, [speech._end]) == "<|endoftext|>"
-    assert spelt(load_model(folders["glmasr"]), [load_model(folders["glmasr"])._end]) == "<|user|>"
+    assert spelt(fresh("glmasr"), [fresh("glmasr")._end]) == "<|user|>"
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_there_are_as_many_placeholders_as_the_encoder_makes_of_a_row(folders, cuts, family):
-    speech = load_model(folders[family])
+def test_there_are_as_many_placeholders_as_the_encoder_makes_of_a_row(fresh, cuts, family):
+    speech = fresh(family)
     batch, heard = speech.collate(cuts), []
     speech.module.model.multi_modal_projector.register_forward_hook(lambda *call: heard.append(call[2]))
     placeholder = speech.module.config.audio_token_id
@@ -101,8 +94,8 @@ def test_there_are_as_many_placeholders_as_the_encoder_makes_of_a_row(folders, c
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_prompts_are_filled_at_their_beginnings_and_what_fills_is_masked(folders, cuts, family):
-    speech = load_model(folders[family])
+def test_prompts_are_filled_at_their_beginnings_and_what_fills_is_masked(fresh, cuts, family):
+    speech = fresh(family)
     batch = speech.collate(cuts)
     lengths = [len(prompt) for prompt in batch.prompts]
     assert lengths[0] < lengths[1]
@@ -124,28 +117,28 @@ def test_prompts_are_filled_at_their_beginnings_and_what_fills_is_masked(folders
 
 
 @pytest.mark.parametrize(("language", "code"), [("Dutch", "nl"), ("nl_BE", "nl"), ("EN", "en"), ("Cantonese", "yue")])
-def test_languages_by_name_and_code(folders, tmp_path, language, code):
+def test_languages_by_name_and_code(fresh, tiny_checkpoint, tmp_path, language, code):
     unstated = make_cut(tmp_path, "x", 0.5, "a", None)
-    assert load_model(folders["qwen3_asr"], language=language).collate([unstated]).languages == [code]
+    assert load_model(tiny_checkpoint("qwen3_asr"), language=language).collate([unstated]).languages == [code]
     stated = make_cut(tmp_path, "y", 0.5, "a", language)
-    assert load_model(folders["qwen3_asr"]).collate([stated], text=False).languages == [code]
+    assert fresh("qwen3_asr").collate([stated], text=False).languages == [code]
 
 
-def test_a_language_that_the_model_lacks_or_that_nobody_states(folders, tmp_path):
+def test_a_language_that_the_model_lacks_or_that_nobody_states(fresh, tiny_checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"does not know the language 'Klingon'; it knows Arabic, .*Vietnamese"):
-        load_check(folders["qwen3_asr"], language="Klingon")
-    speech = load_model(folders["qwen3_asr"])
+        load_check(tiny_checkpoint("qwen3_asr"), language="Klingon")
+    speech = fresh("qwen3_asr")
     unstated, alien = make_cut(tmp_path, "x", 0.5, "a", None), make_cut(tmp_path, "y", 0.5, "a", "tlh")
     with pytest.raises(UserError, match="Utterance x: The language is not stated"):
         speech.collate([unstated])
     with pytest.raises(UserError, match=r"Utterance y: .*language 'tlh'"):
         speech.collate([alien], text=False)
     for family in ("glmasr", "qwen2_audio"):  # whose prompts state none
-        assert load_model(folders[family]).check(alien) is None
+        assert fresh(family).check(alien) is None
 
 
-def test_where_no_language_is_stated_the_model_names_one_which_is_no_text(folders, tmp_path):
-    speech = load_model(folders["qwen3_asr"])
+def test_where_no_language_is_stated_the_model_names_one_which_is_no_text(fresh, tmp_path):
+    speech = fresh("qwen3_asr")
     batch = speech.collate([make_cut(tmp_path, "x", 0.5, None, None)], text=False)
     assert spelt(speech, batch.prompts[0]).endswith("<|im_start|>assistant\n")
     assert len(speech.transcribe(batch, SHORT)) == 1
@@ -154,8 +147,8 @@ def test_where_no_language_is_stated_the_model_names_one_which_is_no_text(folder
     assert speech._written(speech._tokenizer.encode("So it is.<|im_end|> more")) == "So it is."
 
 
-def test_the_winners_layers_are_the_encoder_and_the_language_model(folders):
-    speech = load_model(folders["qwen3_asr"])
+def test_the_winners_layers_are_the_encoder_and_the_language_model(fresh):
+    speech = fresh("qwen3_asr")
     layers = speech.adaptable_layers(WINNERS)
     groups = speech.layer_groups()
     assert {groups[name] for name in layers} == {"encoder", "decoder"}
@@ -164,32 +157,34 @@ def test_the_winners_layers_are_the_encoder_and_the_language_model(folders):
     assert speech.adaptable_layers(["projector"]) == [name for name, group in groups.items() if group == "projector"]
 
 
-def test_the_encoder_alone_can_be_trained(folders):
-    speech = load_model(folders["qwen3_asr"])
+def test_the_encoder_alone_can_be_trained(fresh):
+    speech = fresh("qwen3_asr")
     speech.module = apply_method(speech.module, "full encoder", speech.adaptable_layers())
     trained = {name for name, parameter in speech.module.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in speech.module.named_parameters() if ".audio_tower." in name}
 
 
-def test_tied_weights_are_stored_once_and_stay_tied(folders, tmp_path):
-    speech = load_model(folders["qwen3_asr"])
+def test_tied_weights_are_stored_once_and_stay_tied(fresh, tiny_checkpoint, tmp_path):
+    speech = fresh("qwen3_asr")
     assert speech.module.lm_head.weight is speech.module.model.language_model.embed_tokens.weight
     speech.save(tmp_path / "saved")
-    first, second = (load_file(folder / "model.safetensors") for folder in (folders["qwen3_asr"], tmp_path / "saved"))
+    first, second = (
+        load_file(folder / "model.safetensors") for folder in (tiny_checkpoint("qwen3_asr"), tmp_path / "saved")
+    )
     assert first.keys() == second.keys() and "lm_head.weight" not in first
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_windows_are_those_of_the_feature_extractor_where_it_has_one(folders):
-    assert load_model(folders["qwen3_asr"], window=90).window == 90
+def test_windows_are_those_of_the_feature_extractor_where_it_has_one(fresh, tiny_checkpoint):
+    assert load_model(tiny_checkpoint("qwen3_asr"), window=90).window == 90
     for family in ("glmasr", "qwen2_audio"):
-        speech = load_model(folders[family])
+        speech = fresh(family)
         assert speech.window == 4 and speech.input_seconds(1.0) == 4 and speech.input_seconds(5.0) == 8
         with pytest.raises(
             UserError, match=r"A window of 5 s is not possible: this model takes more than 0, up to 4\."
         ):
-            load_model(folders[family], window=5)
-    assert [load_model(folders["qwen3_asr"]).input_seconds(seconds) for seconds in (0.2, 3.3)] == [0.5, 3.3]
+            load_model(tiny_checkpoint(family), window=5)
+    assert [fresh("qwen3_asr").input_seconds(seconds) for seconds in (0.2, 3.3)] == [0.5, 3.3]
 
 
 @pytest.mark.parametrize(
@@ -232,8 +227,8 @@ def test_parts_that_do_not_belong_together_are_told(changed, family, file, edit,
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "processor_config.json", "chat_template.jinja"])
-def test_a_missing_file_is_told_by_what_to_copy(folders, tmp_path, file):
-    folder = shutil.copytree(folders["qwen3_asr"], tmp_path / "model")
+def test_a_missing_file_is_told_by_what_to_copy(tiny_checkpoint, tmp_path, file):
+    folder = shutil.copytree(tiny_checkpoint("qwen3_asr"), tmp_path / "model")
     (folder / file).unlink()
     with pytest.raises(UserError, match=r"processor|tokenizer") as told:
         load_check(folder)
@@ -285,7 +280,7 @@ def test_published_sizes_are_planned_in_seconds(name, config, parameters, tmp_pa
     assert planned["layers"] == 28 * 7 + 6 * audio["encoder_layers"] + 1 == len(load_outline(tmp_path, WINNERS)[1])
 
 
-def test_the_benchmark_runs_over_one(folders, cuts, tmp_path):
+def test_the_benchmark_runs_over_one(tiny_checkpoint, cuts, tmp_path):
     rows = [
         {"path": f"{cut.id}.wav", "text": cut.supervisions[0].text, "language": "en", "speaker": cut.id} for cut in cuts
     ]
@@ -293,7 +288,7 @@ def test_the_benchmark_runs_over_one(folders, cuts, tmp_path):
     table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     corpus = {part: str(table) for part in ("train", "dev", "test")}
     values = {
-        "models": {"qwen": str(folders["qwen3_asr"])},
+        "models": {"qwen": str(tiny_checkpoint("qwen3_asr"))},
         "corpora": {"tiny": corpus},
         "methods": ["frozen", {"lora": "rank=2"}],
         "learning_rates": {"lora": [1e-3]},
@@ -307,16 +302,16 @@ def test_the_benchmark_runs_over_one(folders, cuts, tmp_path):
     assert not skipped and {result.cell.method for result in results} == {"frozen", "lora"}
 
 
-def test_what_chats_are_sampled_with_does_not_count(changed, folders, cuts):
+def test_what_chats_are_sampled_with_does_not_count(changed, fresh, cuts):
     chat = {"do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1}
-    first, second = load_model(folders["qwen3_asr"]), load_model(changed("qwen3_asr", "generation_config.json", chat))
+    first, second = fresh("qwen3_asr"), load_model(changed("qwen3_asr", "generation_config.json", chat))
     assert second.module.generation_config.repetition_penalty == 3
     texts = first.transcribe(first.collate(cuts, text=False))
     assert second.transcribe(second.collate(cuts, text=False)) == texts and any(texts)
 
 
-def test_moving_what_is_trained_changes_texts(folders, cuts):
-    speech = load_model(folders["qwen3_asr"])
+def test_moving_what_is_trained_changes_texts(fresh, cuts):
+    speech = fresh("qwen3_asr")
     before = speech.transcribe(speech.collate(cuts), SHORT)
     speech.module = apply_method(speech.module, "ssvd", speech.adaptable_layers(WINNERS)).eval()
     assert speech.transcribe(speech.collate(cuts), SHORT) == before

@@ -20,12 +20,6 @@ KINDS = ("moonshine", "moonshine_streaming", "canary", "cohere_asr")
 SHORT = Decoding(max_new_tokens=8)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {family: write_checkpoint(root / family, family) for family in KINDS}
-
-
 @pytest.fixture
 def cuts(tmp_path):
     return [make_cut(tmp_path, "one", 0.7, "a ball", "Dutch"), make_cut(tmp_path, "two", 1.9, "She ran.", "nl-BE")]
@@ -44,8 +38,8 @@ def cuts(tmp_path):
         ("moonshine_streaming", "<s>"),
     ],
 )
-def test_the_prompt_is_the_processors_and_the_text_follows(folders, cuts, family, prompt):
-    speech = load_model(folders[family])
+def test_the_prompt_is_the_processors_and_the_text_follows(fresh, cuts, family, prompt):
+    speech = fresh(family)
     batch = speech.collate(cuts)
     names = speech._tokenizer.convert_ids_to_tokens
     for cut, tokens, text in zip(cuts, batch.prompts, batch.texts, strict=True):
@@ -56,9 +50,9 @@ def test_the_prompt_is_the_processors_and_the_text_follows(folders, cuts, family
 
 
 @pytest.mark.parametrize("family", ["canary", "cohere_asr"])
-def test_a_language_is_needed_in_training_and_in_decoding(folders, tmp_path, family):
+def test_a_language_is_needed_in_training_and_in_decoding(fresh, tiny_checkpoint, tmp_path, family):
     unstated, alien = make_cut(tmp_path, "x", 0.5, "a", None), make_cut(tmp_path, "y", 0.5, "a", "tlh")
-    speech = load_model(folders[family])
+    speech = fresh(family)
     for text in (True, False):
         with pytest.raises(UserError, match="Utterance x: The language is not stated"):
             speech.collate([unstated], text=text)
@@ -67,40 +61,40 @@ def test_a_language_is_needed_in_training_and_in_decoding(folders, tmp_path, fam
     with pytest.raises(UserError, match="The language is not stated"):
         speech.transcribe_audio(np.zeros(8000, np.float32))
     with pytest.raises(UserError, match="language 'Klingon'"):
-        load_check(folders[family], language="Klingon")
-    assert load_model(folders[family], language="English").collate([unstated]).languages == ["en"]
+        load_check(tiny_checkpoint(family), language="Klingon")
+    assert load_model(tiny_checkpoint(family), language="English").collate([unstated]).languages == ["en"]
 
 
 @pytest.mark.parametrize("family", ["canary", "cohere_asr"])
-def test_the_prompt_stands_once_whatever_the_config_calls_the_start(folders, cuts, tmp_path, family):
+def test_the_prompt_stands_once_whatever_the_config_calls_the_start(fresh, tiny_checkpoint, cuts, tmp_path, family):
     """Transformers puts its start token before a prompt that begins with another."""
-    folder = shutil.copytree(folders[family], tmp_path / "model")
+    folder = shutil.copytree(tiny_checkpoint(family), tmp_path / "model")
     for file in ("config.json", "generation_config.json"):
         fields = json.loads((folder / file).read_text())
         (folder / file).write_text(json.dumps(fields | {"decoder_start_token_id": 2}))
-    first, second = load_model(folders[family]), load_model(folder)
+    first, second = fresh(family), load_model(folder)
     assert second.module.generation_config.decoder_start_token_id == 2
     texts = first.transcribe(first.collate(cuts, text=False), SHORT)
     assert second.transcribe(second.collate(cuts, text=False), SHORT) == texts and any(texts)
 
 
-def test_coheres_window_ends_where_its_feature_extractor_cuts(folders):
-    assert load_model(folders["cohere_asr"]).window == 30
+def test_coheres_window_ends_where_its_feature_extractor_cuts(fresh, tiny_checkpoint):
+    assert fresh("cohere_asr").window == 30
     with pytest.raises(UserError, match=r"A window of 31 s is not possible: .* up to 30\."):
-        load_model(folders["cohere_asr"], window=31)
-    assert load_model(folders["canary"], window=60).window == 60
+        load_model(tiny_checkpoint("cohere_asr"), window=31)
+    assert load_model(tiny_checkpoint("canary"), window=60).window == 60
 
 
-def test_the_encoder_alone_can_be_trained(folders):
+def test_the_encoder_alone_can_be_trained(fresh):
     for family in KINDS:
-        speech = load_model(folders[family])
+        speech = fresh(family)
         speech.module = apply_method(speech.module, "full encoder", speech.adaptable_layers())
         trained = {name for name, parameter in speech.module.named_parameters() if parameter.requires_grad}
         assert trained == {name for name, _ in speech.module.named_parameters() if name.startswith("model.encoder.")}
 
 
-def test_a_row_alone_is_not_padded(folders, cuts):
-    speech = load_model(folders["moonshine"])
+def test_a_row_alone_is_not_padded(fresh, cuts):
+    speech = fresh("moonshine")
     batch = speech.collate(cuts, text=False)
     assert [len(row["input_values"][0]) for row in batch.audio] == [0.7 * 16_000, 1.9 * 16_000]
     stacked = speech._placed(batch.audio)
@@ -110,8 +104,8 @@ def test_a_row_alone_is_not_padded(folders, cuts):
 
 
 @pytest.mark.parametrize("family", ["canary", "cohere_asr"])
-def test_parts_that_do_not_belong_together_are_told(folders, tmp_path, family):
-    folder = shutil.copytree(folders[family], tmp_path / "model")
+def test_parts_that_do_not_belong_together_are_told(tiny_checkpoint, tmp_path, family):
+    folder = shutil.copytree(tiny_checkpoint(family), tmp_path / "model")
     fields = json.loads((folder / "processor_config.json").read_text())
     fields["feature_extractor"]["feature_size"] = 80
     (folder / "processor_config.json").write_text(json.dumps(fields))
@@ -121,7 +115,7 @@ def test_parts_that_do_not_belong_together_are_told(folders, tmp_path, family):
         load_check(folder)
     fields = json.loads((folder / "config.json").read_text())
     name = "decoder_start_token_id"
-    (folder / "processor_config.json").write_text((folders[family] / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text((tiny_checkpoint(family) / "processor_config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {"eos_token_id": 5, name: 4}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, name: 4}))
     with pytest.raises(UserError, match="'</s>', is none of those at which decoding ends"):
@@ -138,8 +132,8 @@ def test_models_that_translate_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["moonshine", "moonshine_streaming"])
-def test_the_memory_of_training_is_planned_where_samples_are_read(family, folders):
-    network, _ = load_outline(folders[family])
+def test_the_memory_of_training_is_planned_where_samples_are_read(family, tiny_checkpoint):
+    network, _ = load_outline(tiny_checkpoint(family))
     inputs = step_inputs(network, 4, 1.234)
     assert step_memory(network, inputs) > 4 * 1.2 * 16_000
 
@@ -157,9 +151,9 @@ def test_an_unknown_family_is_refused_with_the_nearest(tmp_path, refused):
     assert "of the family 'moonshin'" in (told := refused("plan", tmp_path)) and "nearest is moonshine" in told
 
 
-def test_gradients_reach_all_that_is_trained(folders, cuts):
+def test_gradients_reach_all_that_is_trained(fresh, cuts):
     for family in KINDS:
-        speech = load_model(folders[family])
+        speech = fresh(family)
         speech.module = apply_method(speech.module, "ssvd", speech.adaptable_layers(["all"])).train()
         torch.manual_seed(0)
         with torch.no_grad():

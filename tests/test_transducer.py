@@ -20,22 +20,16 @@ from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.recognisers.vocabulary import Vocabulary
 from ssvd.training.step_memory import _Held
 from test_autoregressive import make_cut, moved, perturbed
-from tiny_checkpoints import write_checkpoint
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("transducer") / "parakeet_tdt", "parakeet_tdt")
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return load_model(folder)
 
 
 @pytest.fixture
-def speech(loaded):
-    return copy.deepcopy(loaded)
+def folder(tiny_checkpoint):
+    return tiny_checkpoint("parakeet_tdt")
+
+
+@pytest.fixture
+def speech(fresh):
+    return fresh("parakeet_tdt")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +54,7 @@ def gradients(speech, loss):
     return {name: p.grad.clone() for name, p in speech.module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("at_once", [1, 100_000, 2**24])
+@pytest.mark.parametrize("at_once", [30_000, 2**24])
 def test_loss_and_gradients_are_those_of_transformers_in_whatever_slices(speech, cuts, monkeypatch, at_once):
     monkeypatch.setattr(transducer, "_AT_ONCE", at_once)
     perturbed(speech)
@@ -92,7 +86,7 @@ def test_the_memory_of_the_joint_network_does_not_grow_with_the_batch(speech, cu
     monkeypatch.setattr(transducer, "_AT_ONCE", 2**14)
     speech.module.requires_grad_(False)
     speech.module.decoder.decoder_projector.requires_grad_(True)  # nothing is kept of the encoder
-    one, two = (speech.collate([cuts[1]] * count) for count in (1, 2))
+    one, two = (speech.collate([cuts[2]] * count) for count in (1, 2))
     whole = held(lambda batch: loss_of_transformers(speech, batch), two)
     ours = [held(speech.loss, batch) for batch in (one, two)]
     assert ours[1] < 0.2 * whole and ours[1] - ours[0] < 0.1 * whole
@@ -221,10 +215,9 @@ def test_training_changes_only_what_is_trained(speech, cuts, method):
 
 @pytest.mark.parametrize("family", ["parakeet_tdt", "parakeet_ctc", "canary", "cohere_asr"])
 @torch.no_grad()
-def test_padding_stays_hidden_behind_adapted_convolutions(family, cuts, tmp_path):
+def test_padding_stays_hidden_behind_adapted_convolutions(family, cuts, fresh, tmp_path):
     """Transformers masks it behind what is a convolution itself, which one with an adapter is not."""
-    write = write_random_checkpoint if family == "parakeet_ctc" else lambda name, path: write_checkpoint(path, name)
-    speech = load_model(write(family, tmp_path), language="en")
+    speech = load_model(write_random_checkpoint(family, tmp_path)) if family == "parakeet_ctc" else fresh(family)
     layers = speech.adaptable_layers(["front-end"])
     speech.module = moved(apply_method(speech.module, "lora", layers, Budget.parse("rank=2")).eval())
     batch = speech.collate([cut for cut in cuts if cut.id != "two"])

@@ -53,6 +53,7 @@ CANARY_TURN = (
 )
 PROMPT = ["<|startofcontext|>", "<|startoftranscript|>", "<|emo:undefined|>", "<|en|>", "<|nl|>", "<|pnc|>"]
 PROMPT += ["<|nopnc|>", "<|noitn|>", "<|notimestamp|>", "<|nodiarize|>"]
+MOONSHINE = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 128, "pad_token_id": 3}
 PARAKEET = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 PARAKEET |= {"num_mel_bins": MELS, "subsampling_conv_channels": 4, "layerdrop": 0.0, "scale_input": False}
 
@@ -106,42 +107,31 @@ def qwen2_audio(folder: Path) -> tuple[Any, Any]:
 
 
 def moonshine(folder: Path) -> tuple[Any, Any]:
-    tokenizer = character_tokenizer(["<unk>", "<s>", "</s>", "<pad>"])
+    tokenizer, features = moonshine_parts()
     config = MoonshineConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
         encoder_num_hidden_layers=2,
         decoder_num_hidden_layers=2,
         encoder_num_attention_heads=2,
         decoder_num_attention_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=3,
+        **MOONSHINE,
     )
-    features = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
     return MoonshineForConditionalGeneration(config), Wav2Vec2Processor(features, tokenizer)
 
 
 def moonshine_streaming(folder: Path) -> tuple[Any, Any]:
-    tokenizer = character_tokenizer(["<unk>", "<s>", "</s>", "<pad>"])
-    encoder = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    encoder |= {"num_key_value_heads": 2, "sliding_windows": [[16, 4], [16, 0]]}
-    config = MoonshineStreamingConfig(
-        encoder_config=encoder,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=3,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
-    features = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    tokenizer, features = moonshine_parts()
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    encoder = {"hidden_size": 32, "intermediate_size": 48, "sliding_windows": [[16, 4], [16, 0]], **layers}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = MoonshineStreamingConfig(encoder_config=encoder, vocab_size=len(tokenizer), **layers, **ids, **MOONSHINE)
     return MoonshineStreamingForConditionalGeneration(config), MoonshineStreamingProcessor(features, tokenizer)
+
+
+def moonshine_parts() -> tuple[Any, Any]:
+    """The tokenizer and the feature extractor of both."""
+    features = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    return character_tokenizer(["<unk>", "<s>", "</s>", "<pad>"]), features
 
 
 def canary(folder: Path) -> tuple[Any, Any]:
