@@ -64,8 +64,8 @@ def measured(model: str, method: str, load: Load) -> tuple[int, int]:
     inputs = step_inputs(outline, load.batch_size, load.seconds)
     assert inputs is not None
     network = apply_method(random_network(outline, layers, load.quantise), method, layers, Budget("p", 0.4)).train()
-    weights = weight_bytes(network)
     round_frozen(network, DTYPES[load.base_dtype])
+    weights = weight_bytes(network)
     if load.checkpointing:
         checkpoint_activations(network)
     values = inputs()
