@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForTDT, GenerationConfig, ParakeetProcessor
@@ -99,9 +100,9 @@ class Transducer(FrameRecogniser):
         texts = pad_sequence(
             batch.labels.split(batch.label_lengths.tolist()), batch_first=True, padding_value=config.pad_token_id
         ).to(heard.device)
-        said = network.decoder(torch.nn.functional.pad(texts, (1, 0), value=config.blank_token_id))
+        said = network.decoder(pad(texts, (1, 0), value=config.blank_token_id))
         # What the text does next: after its end nothing does, and the filling is as good as any other token.
-        following = torch.nn.functional.pad(texts, (0, 1), value=config.pad_token_id)
+        following = pad(texts, (0, 1), value=config.pad_token_id)
         frames = max(1, _AT_ONCE // (following.numel() * network.joint.head.out_features))
         slices = [
             checkpoint(self._chances, part, said, following, use_reentrant=False, preserve_rng_state=False)
@@ -139,6 +140,7 @@ class Transducer(FrameRecogniser):
         allowed = torch.stack([torch.full_like(following, network.config.blank_token_id), following], dim=-1)
         allowed = allowed[:, None].expand(-1, heard.shape[1], -1, -1)
         others = tokens.scatter(-1, allowed, -torch.inf).logsumexp(-1, keepdim=True)
+        # As a view, the durations would keep all logits.
         return torch.cat([tokens.gather(-1, allowed), others], dim=-1), durations.contiguous()
 
     def decode(self, batch: FrameBatch, decoding: Decoding = DEFAULT_DECODING) -> list[Transcript]:
