@@ -31,7 +31,7 @@ GRIDS = sorted(shipped_grids().values())
 
 @pytest.fixture
 def values(corpora):
-    """A grid of a few seconds a cell."""
+    """A grid of one seed and one search, a few seconds a cell."""
     child, adult = str(corpora["child"]), str(corpora["adult"])
     return {
         "models": {"tiny": "embedded"},
@@ -42,10 +42,16 @@ def values(corpora):
         "budgets": ["p=0.3"],
         "learning_rates": {"lora": [1e-3], "ssvd": [1e-3, 3e-3]},
         "extensions": 0,
-        "scales": [0.5],
-        "seeds": [3, 4],
-        "training": {"epochs": 1, "updates_per_epoch": 1, "batch_size": 4},
+        "seeds": [3],
+        "training": {"epochs": 1, "updates_per_epoch": 1, "batch_size": 4, "fallback": False},
     }
+
+
+@pytest.fixture
+def two_seeds(values):
+    """The same with two seeds, the fallback of decoding, and a scale."""
+    training = {name: value for name, value in values["training"].items() if name != "fallback"}
+    return values | {"seeds": [3, 4], "scales": [0.5], "training": training}
 
 
 def ids(folder: Path) -> set[str]:
@@ -72,9 +78,9 @@ def without_chosen(found: set[str]) -> set[str]:
     return found - chosen
 
 
-def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
+def test_every_cell_is_computed_once_and_says_how(two_seeds, tmp_path):
     out, log = tmp_path / "results", Log((tmp_path / "log").open("w"))
-    grid = checked_grid(values, "grid")
+    grid = checked_grid(two_seeds, "grid")
     run_benchmark(grid, out, device="cpu", progress=log)
     assert without_chosen(ids(out)) == EXPECTED
     results, skipped = read_results(out)
@@ -104,7 +110,7 @@ def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
     app(["report", str(out), "--html", str(tmp_path / "report.html")], standalone_mode=False)
     assert "tiny on child" in (tmp_path / "report.html").read_text(encoding="utf-8")
     # A further method and seed are computed in addition; another schedule would not be comparable.
-    more = checked_grid(values | {"methods": [*values["methods"], {"pissa": "rank=2"}], "seeds": [3]}, "grid")
+    more = checked_grid(two_seeds | {"methods": [*two_seeds["methods"], {"pissa": "rank=2"}], "seeds": [3]}, "grid")
     run_benchmark(more, out, device="cpu", progress=log)
     assert "cells/tiny_child_pissa_rank=2_seed=3.json" in ids(out)
     for field, change in (
@@ -112,7 +118,7 @@ def test_every_cell_is_computed_once_and_says_how(values, tmp_path):
         ("corpora: child", {"corpora": {"child": {"synthetic": "child"}}}),
     ):
         with pytest.raises(UserError, match=f"begun with another {field}"):
-            run_benchmark(checked_grid(values | change, "grid"), out, device="cpu", progress=log)
+            run_benchmark(checked_grid(two_seeds | change, "grid"), out, device="cpu", progress=log)
 
 
 def _shapes_and(setting):
@@ -133,7 +139,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(values, tmp_path, monkeypatch)
         return train(options, *arguments, **keywords)
 
     monkeypatch.setattr(cells, "adapt", adapt)
-    grid = checked_grid(values | {"methods": [{"vera": "2000000"}, *values["methods"]], "seeds": [3]}, "grid")
+    grid = checked_grid(values | {"methods": [{"vera": "2000000"}, *values["methods"]]}, "grid")
     with (tmp_path / "log").open("w") as file:
         run_benchmark(grid, tmp_path / "results", device="cpu", progress=Log(file))
     assert "vera_2000000 is left out: The method 'vera' cannot train about 2,000,000" in (tmp_path / "log").read_text()
@@ -148,7 +154,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(values, tmp_path, monkeypatch)
 
 def test_a_damaged_record_is_named_and_the_rest_goes_on(values, tmp_path):
     out = tmp_path / "results"
-    grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
+    grid = checked_grid(values | {"methods": ["lora"]}, "grid")
     log = Log((tmp_path / "log").open("w"))
     run_benchmark(grid, out, device="cpu", progress=log)
     trial = next((out / "trials").glob("*.json"))
@@ -224,17 +230,17 @@ def test_a_method_may_adapt_a_further_group_of_layers(values):
 
 
 def test_a_further_group_of_layers_is_trained_and_shown_as_a_row_of_its_own(values, tmp_path):
-    grid = checked_grid(values | {"methods": ["ssvd", "ssvd + front-end"], "learning_rates": {"ssvd": [2e-3]}}, "grid")
+    grid = checked_grid(values | {"methods": ["ssvd + front-end"], "learning_rates": {"ssvd": [2e-3]}}, "grid")
     run_benchmark(grid, tmp_path, device="cpu")
-    results = {result.cell.method: result for result in read_results(tmp_path)[0]}
-    assert results["ssvd + front-end"].options["layers"] == ["encoder", "projector", "decoder", "front-end"]
-    assert results["ssvd + front-end"].trainable_parameters > results["ssvd"].trainable_parameters
-    assert results["ssvd + front-end"].test.wer is not None
+    (row,) = (result for result in read_results(tmp_path)[0] if result.cell.method == "ssvd + front-end")
+    assert row.options["layers"] == ["encoder", "projector", "decoder", "front-end"]
+    assert row.trainable_parameters > METHODS["ssvd"].count(*_shapes_and(row.setting))
+    assert row.test.wer is not None
 
 
-def test_tests_wait_for_their_training(values, tmp_path):
+def test_tests_wait_for_their_training(two_seeds, tmp_path):
     group = Group("tiny", "child", "lora", "p=0.3")
-    state = group_state(checked_grid(values, "grid"), tmp_path, group)
+    state = group_state(checked_grid(two_seeds, "grid"), tmp_path, group)
     assert state.ready == [Task(group, 3, 1e-3)] and (state.done, state.total) == (0, 4)
 
 
@@ -302,7 +308,7 @@ def test_a_failed_test_is_tried_again_and_a_lost_run_is_trained_again(values, tm
     from ssvd.benchmark import tasks as cells
 
     out, log = tmp_path / "results", Log((tmp_path / "log").open("w"))
-    grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
+    grid = checked_grid(values | {"methods": ["lora"]}, "grid")
     cell = out / "cells" / "tiny_child_lora_p=0.3_seed=3.json"
     trial = out / "trials" / "tiny_child_lora_p=0.3_lr=0.001_seed=3.json"
 
@@ -335,7 +341,7 @@ def test_another_learning_rate_replaces_the_cells_of_the_former(values, tmp_path
 
 def test_a_run_that_was_begun_otherwise_is_begun_anew(values, tmp_path):
     out, log = tmp_path / "results", Log((tmp_path / "log").open("w"))
-    grid = checked_grid(values | {"methods": ["lora"], "seeds": [3]}, "grid")
+    grid = checked_grid(values | {"methods": ["lora"]}, "grid")
     run = out / "runs" / "tiny_child_lora_p=0.3_lr=0.001_seed=3"
     run_benchmark(grid, out, device="cpu", progress=log, keep_runs=True)
     for path in [*(out / "cells").glob("*lora*"), *(out / "trials").glob("*lora*")]:
@@ -395,9 +401,9 @@ def test_results_from_before_a_field_of_grids_was_added_are_continued(values, tm
 
 
 @pytest.mark.slow
-def test_killed_ten_times_and_resumed_by_two_processes_nothing_is_missing_or_done_twice(values, tmp_path):
+def test_killed_ten_times_and_resumed_by_two_processes_nothing_is_missing_or_done_twice(two_seeds, tmp_path):
     grid, out = tmp_path / "grid.yaml", tmp_path / "results"
-    grid.write_text(yaml.safe_dump(values))
+    grid.write_text(yaml.safe_dump(two_seeds))
     command = [sys.executable, "-m", "ssvd", "benchmark", str(grid), "--out", str(out), "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     chance, first_seen = random.Random(0), {}
