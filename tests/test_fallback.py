@@ -76,13 +76,13 @@ def test_openais_whisper_stops_repeating_itself_on_children(tiny_en, children):
 
 def test_a_sampled_text_depends_on_the_seed_and_not_on_the_batch(tiny_en, children):
     eager = Fallback(temperatures=(1.0,), mean_log_probability=0.0)  # rejects everything
+    children = children[:2]
     together = tiny_en.decode(tiny_en.collate(children, text=False), Decoding(fallback=eager))
     assert any(transcript.text != transcript.first for transcript in together)
     alone = [tiny_en.decode(tiny_en.collate([cut], text=False), Decoding(fallback=eager))[0] for cut in children]
     assert alone == together
     other = Decoding(fallback=Fallback(temperatures=(1.0,), mean_log_probability=0.0, seed=1))
-    attempts = [tiny_en.decode(tiny_en.collate(children, text=False), d) for d in (Decoding(fallback=eager), other)]
-    assert attempts[0] == together != attempts[1]
+    assert tiny_en.decode(tiny_en.collate(children, text=False), other) != together
 
 
 def test_evaluate_says_the_error_rate_with_and_without_the_fallback(recordings, children, tmp_path, ssvd):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "adapt_and_listen.ipynb"
 
 

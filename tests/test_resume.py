@@ -63,7 +63,7 @@ def same(run, result, uninterrupted):
     assert hypotheses[0] == hypotheses[1]
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_run_stopped_by_a_signal_continues_to_the_same_result(eventful, uninterrupted, tmp_path, name):
     run = tmp_path / "run"
     number = getattr(signal, name)

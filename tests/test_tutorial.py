@@ -11,6 +11,7 @@ import pytest
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_tutorial_work(tmp_path):
     pytest.importorskip("espeakng_loader")
     blocks = re.findall(r"^```sh\n(.*?)^```$", TUTORIAL.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
