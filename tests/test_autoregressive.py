@@ -169,6 +169,20 @@ def test_the_text_of_an_utterance_does_not_depend_on_its_batch(family, adapted, 
     assert [speech.transcribe(row, beams)[0] for row in alone] == searched != together
 
 
+def test_the_confidence_of_a_text_is_the_likelihood_of_what_was_written(family, adapted, cuts):
+    speech = adapted(family)
+    batch = speech.collate(cuts, text=False)
+    timed = speech.decode_timed(batch, SHORT)
+    assert [one.text for one in timed] == speech.transcribe(batch, SHORT)
+    with torch.no_grad():
+        for row, one in enumerate(timed):
+            alone = speech._selected(batch, [row])
+            tokens = torch.tensor(speech._search(alone, SHORT)[0])
+            likelihood = float(speech.loss(alone._replace(texts=[tokens])).neg().exp())
+            assert one.words == [] and (one.text == "") == (one.confidence is None)
+            assert one.confidence is None or one.confidence == pytest.approx(likelihood, rel=1e-3)
+
+
 def test_the_layers_of_all_groups_change_what_is_heard(family, fresh, tiny_checkpoint, cuts):
     speech = fresh(family)
     groups, layers = speech.layer_groups(), speech.adaptable_layers(["all"])

@@ -32,6 +32,7 @@ from ssvd.recognisers.front_ends import hide_padding
 from ssvd.recognisers.layers import LayerGroups
 from ssvd.recognisers.quantisation import Quantisation
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
+from ssvd.recognisers.words import TimedText
 
 IGNORED = -100  # label of positions that do not count in the loss
 WINDOW = 30.0  # seconds that are read at once: the networks know no limit but memory, or this one
@@ -385,16 +386,32 @@ class Autoregressive(Recogniser):
         texts: list[str] = []
         with evaluation_mode(self.module):
             for rows in torch.arange(len(batch.audio)).split(self._rows_at_once(len(batch.audio))):
-                texts += self._search(self._selected(batch, rows.tolist()), decoding)
+                found = self._search(self._selected(batch, rows.tolist()), decoding)
+                texts += [self._written(tokens) for tokens in found]
         return join_pieces((Transcript(text, text) for text in texts), batch.pieces)
+
+    def decode_timed(self, batch: PromptedBatch, decoding: Decoding = DEFAULT_DECODING) -> list[TimedText]:
+        """Return the text of each row and how sure the model is of it; it does not tell when words were said."""
+        timed: list[TimedText] = []
+        with evaluation_mode(self.module):
+            for rows in torch.arange(len(batch.audio)).split(self._rows_at_once(len(batch.audio))):
+                part = self._selected(batch, rows.tolist())
+                found = self._search(part, decoding)
+                texts = [torch.tensor(tokens, dtype=torch.long) for tokens in found]
+                logits = self._logits(self._placed(part.audio), part.prompts, texts)
+                for tokens, predicted in zip(texts, logits, strict=True):
+                    text = self._written(tokens.tolist())
+                    loss = nn.functional.cross_entropy(predicted[: len(tokens)].float(), tokens.to(predicted.device))
+                    timed.append(TimedText(text, math.exp(-float(loss)) if text else None, []))
+        return timed
 
     @staticmethod
     def _selected(batch: PromptedBatch, rows: list[int]) -> PromptedBatch:
         audio, prompts = [batch.audio[row] for row in rows], [batch.prompts[row] for row in rows]
         return batch._replace(audio=audio, prompts=prompts, seconds=batch.seconds[rows], texts=None)
 
-    def _search(self, batch: PromptedBatch, decoding: Decoding) -> list[str]:
-        """Return the text of each row."""
+    def _search(self, batch: PromptedBatch, decoding: Decoding) -> list[list[int]]:
+        """Return the tokens that the decoder writes for each row: up to its first end, or its limit."""
         limits = (_SPARE_TOKENS + _TOKENS_PER_SECOND * batch.seconds).long()
         room = self._positions() - torch.tensor([len(prompt) for prompt in batch.prompts])
         limits = torch.minimum(limits, room.clamp(min=1))
@@ -414,8 +431,12 @@ class Autoregressive(Recogniser):
             pad_token_id=self._end,
             return_dict_in_generate=False,
         )
-        tokens = self._generate(batch, limits, options)
-        return [self._written(row[:limit]) for row, limit in zip(tokens.tolist(), limits.tolist(), strict=True)]
+        written = self._generate(batch, limits, options).tolist()
+        return [self._until_end(row[:limit]) for row, limit in zip(written, limits.tolist(), strict=True)]
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        """Return the tokens up to the first end, and with it."""
+        return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in self._ends), len(tokens))]
 
     def _written(self, tokens: list[int]) -> str:
         """Return the text of what the decoder wrote: what stands before the first end."""
