@@ -1,6 +1,7 @@
 """`ssvd transcribe`."""
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from ssvd_cli.base_model import model_and_rest
 from ssvd_cli.decoding import decoding_from
 from ssvd_cli.errors import CommandError
 from ssvd_cli.options import (
+    LARGEST,
     BatchSize,
     Beams,
     DecodingSeed,
@@ -49,6 +51,12 @@ def transcribe(
     seed: DecodingSeed = 0,
     batch_size: BatchSize = 8,
     device: Device = "auto",
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1, max=LARGEST, help="Number of processes that share the recordings; on GPUs, at most one for each."
+        ),
+    ] = 1,
     silence: Annotated[
         Literal["energy", "vad"],
         typer.Option(
@@ -112,9 +120,11 @@ def transcribe(
             silence=silence,
             batch_size=batch_size,
             device=device,
+            jobs=jobs,
             progress=progress,
         )
-        all_read = _write(transcriptions, format, folder, with_paths=len(recordings) > 1)
+        with closing(transcriptions):  # Ctrl-C ends its processes
+            all_read = _write(transcriptions, format, folder, with_paths=len(recordings) > 1)
     if folder is not None:
         console.print(folder.in_words(), highlight=False)
     if not (all_read or skip_bad):
