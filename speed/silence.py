@@ -39,7 +39,6 @@ FRAME = RATE // 50
 NEAR = RATE // 40
 BABBLERS = 6
 PAUSES = {"short": 0.0, "long": 0.25}  # share of the pauses that are long
-LEVELS: tuple[int | None, ...] = (None, 20, 10, 5, 0)
 TRANSCRIBED_LEVELS = (None, 10, 0)
 
 Samples = NDArray[np.float32]
@@ -59,6 +58,8 @@ def main(
     model: Annotated[str, typer.Argument(help="Checkpoint for the WER, such as openai/whisper-tiny.en.")],
     seconds: Annotated[float, typer.Option(help="Of speech in a recording.")] = 120,
     transcribed: Annotated[int, typer.Option(help="Recordings for the WER.")] = 2,
+    pauses: Annotated[str, typer.Option(help="Kinds of recordings, by comma.")] = "short,long",
+    levels: Annotated[str, typer.Option(help="Levels of the babble in dB, by comma.")] = "none,20,10,5,0",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the figures to.")] = None,
 ) -> None:
@@ -67,14 +68,14 @@ def main(
     speech = load_model(model)
     utterances = {folder.name: list(read(folder, seconds)) for folder in sorted(corpus.iterdir()) if folder.is_dir()}
     rows = []
-    for pauses, share in PAUSES.items():
-        for level in LEVELS:
-            recordings = [noisy(utterances, name, share, level, seed) for seed, name in enumerate(utterances)]
+    for kind in pauses.split(","):
+        for level in (None if text == "none" else int(text) for text in levels.split(",")):
+            recordings = [noisy(utterances, name, PAUSES[kind], level, seed) for seed, name in enumerate(utterances)]
             for silence in get_args(Silence):
                 figures = divide(speech, recordings, silence)
                 if level in TRANSCRIBED_LEVELS:
                     figures |= transcribe(speech, recordings[:transcribed], silence)
-                rows.append({"pauses": pauses, "babble_db": level, "silence": silence} | figures)
+                rows.append({"pauses": kind, "babble_db": level, "silence": silence} | figures)
                 print(rows[-1], flush=True)
     show(rows)
     if json_file is not None:
