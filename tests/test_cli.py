@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from safetensors.torch import save_file
 
 from ssvd.training.run_folder import read_config
 from ssvd_cli.adapt import adapt
@@ -304,7 +305,7 @@ def run_of(tmp_path):
         folder.mkdir()
         if peft:
             (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": model}))
-            (folder / "adapter_model.safetensors").touch()
+            save_file({}, folder / "adapter_model.safetensors")
         else:
             (folder / "config.yaml").write_text(json.dumps({"model": model, "train": ["t"]}))
         return folder

@@ -10,12 +10,17 @@ extra `ssvd[speech]`. What the command line does is in modules, whose functions 
     from ssvd.merge import merge
 """
 
+import logging
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ssvd.errors import UserError
-from ssvd.tuners import SSVDConfig, SSVDModel, SVFTConfig, SVFTModel
+
+# PEFT imports it where it is installed, and it warns of what it could have.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+from ssvd.tuners import SSVDConfig, SSVDModel, SVFTConfig, SVFTModel  # noqa: E402
 
 if TYPE_CHECKING:
     from ssvd.corpora.corpus import read_corpus

@@ -1,7 +1,6 @@
 """The command `ssvd`: its options and commands, which are imported when they are called."""
 
 import io
-import logging
 import sys
 import warnings
 from collections.abc import Mapping
@@ -68,7 +67,6 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may not be UTF-8
     warnings.filterwarnings("ignore", category=FutureWarning)  # such warnings of libraries are for programmers
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of what it could have
     try:
         with lasting_interrupts():
             app(prog_name="ssvd")

@@ -184,11 +184,17 @@ class Recogniser(ABC):
     ) -> Iterator[Segment]:
         """Yield the pieces of a recording of any length, cut as by `transcribe_audio`, with text and words.
 
-        Arguments and errors are those of `transcribe_audio`, and:
-
         Args:
+            samples: Mono samples at `sampling_rate`, within [-1, 1].
+            decoding: The search for each piece.
+            language: Name or code; None for the model's option, else detected in the first piece.
+            batch_size: Number of pieces that are decoded at once.
             words: Whether to find the words and how sure the model is of them, which takes longer.
             silence: "vad" to leave out the long silences that a detector of voices finds; see `spoken_parts`.
+
+        Raises:
+            UserError: As for `transcribe_audio`, or the detector reads audio at another rate.
+            ModuleNotFoundError: The package of the detector is not installed.
         """
         check_silence(silence, self.sampling_rate)
         samples = np.asarray(samples, dtype=np.float32)
