@@ -72,7 +72,7 @@ def measured(model: str, method: str, load: Load) -> tuple[int, int]:
     values["input_features"].normal_()
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=load.base_dtype != "float32"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=load.is_mixed):
             logits = network(**values, use_cache=False).logits
         tokens = values["decoder_input_ids"]
         torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten()).backward()

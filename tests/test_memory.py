@@ -134,13 +134,20 @@ def test_savings_that_are_not_possible_are_refused(options, tmp_path, monkeypatc
 # what is planned
 
 
-CASES = [("ssvd", "float32", False), ("ssvd", "bfloat16", True), ("lora", "float32", False), ("full", "float32", True)]
+CASES = [
+    ("ssvd", "float32", False),
+    ("ssvd", "bfloat16", True),
+    ("ssvd", "float32", False, None, "bfloat16"),
+    ("lora", "float32", False),
+    ("full", "float32", True),
+]
 MEASURES = """
 import json, sys
 sys.path.append(sys.argv[1])
 from memory import measured
 from ssvd.plan import Load
-print(json.dumps([measured(sys.argv[2], method, Load(2, 4.0, *saved))[1] for method, *saved in json.loads(sys.argv[3])]))
+cases = [(method, Load(2, 4.0, *saved)) for method, *saved in json.loads(sys.argv[3])]
+print(json.dumps([measured(sys.argv[2], method, load)[1] for method, load in cases]))
 """
 
 

@@ -51,6 +51,7 @@ class Load:
         base_dtype: Type of the frozen weights and bases; computation is in mixed precision if it is not float32.
         quantise: "8bit" or "4bit", to which the frozen linear layers are quantised; None for not at all.
         checkpointing: Whether activations are computed again instead of kept.
+        precision: "bfloat16" for mixed precision, as a GPU computes by default, or "float32".
     """
 
     batch_size: int
@@ -58,6 +59,12 @@ class Load:
     base_dtype: str = "float32"
     checkpointing: bool = False
     quantise: str | None = None
+    precision: str = "float32"
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the step is computed in mixed precision."""
+        return self.precision != "float32" or self.base_dtype != "float32"
 
 
 @dataclass(frozen=True)
@@ -265,7 +272,7 @@ def planned_memory(model: str | Path, method: str, budget: Budget, layers: Seque
             weights += layer.nbytes - layer.weight.nbytes
     bases = sum(part.nbytes for part in network.buffers())
     moments = 2 * sum(part.nbytes for part in network.parameters() if part.requires_grad)
-    step = step_memory(network, inputs, autocast=load.base_dtype != "float32")
+    step = step_memory(network, inputs, autocast=load.is_mixed)
     return None if step is None else Memory(weights, bases, moments, step, weights + bases + moments + step)
 
 

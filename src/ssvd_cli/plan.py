@@ -39,6 +39,12 @@ def plan(
         typer.Option(min=1, max=LARGEST, help="Plan the memory of training too, with so many utterances on a device."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Length of these utterances, or the window.")] = 30,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="float32|bfloat16", help="Arithmetic, for the memory; on a GPU, training is in bfloat16 by default."
+        ),
+    ] = "float32",
     base_dtype: Annotated[
         str, typer.Option(metavar="|".join(DTYPES), help="Type of the frozen weights, for the memory.")
     ] = "float32",
@@ -63,13 +69,15 @@ def plan(
         return
     if model is None:
         raise CommandError("Name a model: ssvd plan MODEL.")
+    if precision not in ("float32", "bfloat16"):
+        raise CommandError(f"--precision must be float32 or bfloat16, but is {precision!r}.")
     if base_dtype not in DTYPES:
         raise CommandError(f"--base-dtype must be {', '.join(DTYPES)}, but is {base_dtype!r}.")
     if quantise not in (None, "8bit", "4bit"):
         raise CommandError(f"--quantise must be 8bit or 4bit, but is {quantise!r}.")
     from ssvd.plan import Load, plan_methods
 
-    load = None if batch_size is None else Load(batch_size, seconds, base_dtype, checkpointing, quantise)
+    load = None if batch_size is None else Load(batch_size, seconds, base_dtype, checkpointing, quantise, precision)
     planned = plan_methods(model, budget, tokens, layers, load)
     if as_json:
         print(json.dumps(planned.as_dict(), indent=2))
