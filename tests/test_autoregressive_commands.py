@@ -27,7 +27,14 @@ def hypotheses(folder, system):
     return {row["id"]: row["hypothesis"] for row in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "parakeet_tdt"])
+# One of each kind always, the others with the slow tests.
+ALWAYS = "qwen3_asr", "canary", "parakeet_tdt"
+
+
+@pytest.mark.parametrize(
+    "family",
+    [*ALWAYS, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in ALWAYS)],
+)
 def test_the_commands_take_it_as_they_take_whisper(family, table, ssvd, tiny_checkpoint, tmp_path, monkeypatch):
     if family == "speech_to_text":
         pytest.importorskip("sentencepiece")
@@ -35,7 +42,7 @@ def test_the_commands_take_it_as_they_take_whisper(family, table, ssvd, tiny_che
     code, out, err = ssvd("plan", folder, "--layers", "all", "--json")
     assert code == 0, err
     assert json.loads(out)["layers"] == len(load_outline(folder, ["all"])[1])
-    if family in ("qwen3_asr", "canary", "parakeet_tdt"):  # it starts a process, which takes long
+    if family in ALWAYS:  # it starts a process, which takes long
         code, out, err = ssvd("data", "check", table, "--model", folder, "--workers", 1, "--no-audio")
         assert code == 0, err
     options = ["--epochs", 1, "--updates-per-epoch", 2, "--batch-size", 2, "--learning-rate", 0.01, "--device", "cpu"]

@@ -47,7 +47,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["fork", "spawn"])
+@pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def start_method(request):
     """Of processes: forked on Linux, begun anew on macOS and Windows."""
     before = multiprocessing.get_start_method(allow_none=True)

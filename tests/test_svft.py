@@ -158,7 +158,7 @@ def _train(rank, kind, sharded, path):
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ssvd", pytest.param("svft", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(kind, sharded, tmp_path):
     path = tmp_path / "state.pt"
     both = processes.spawn(_train, (kind, sharded, path), nprocs=2, join=False)
