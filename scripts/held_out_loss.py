@@ -89,8 +89,9 @@ def training_losses(
         torch.manual_seed(seed * 10_007 + epoch)
         losses = []
         for indices in EpochBatches(batching, len(batching), seed, epoch):
+            batch = speech.collate([cuts[index] for index in indices])
             with torch.autocast("cpu", torch.bfloat16):
-                loss = speech.loss(speech.collate([cuts[index] for index in indices]))
+                loss = speech.loss(batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 5.0)
             optimiser.step()
