@@ -185,6 +185,9 @@ def utterances(kind: Kind, count: int, speakers: int, seed: int) -> Iterator[tup
     """
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     speak_chunk = partial(_speak_chunk, kind, speakers, seed)
+    if len(chunks) == 1:  # another process would take longer to begin than to speak
+        yield from speak_chunk(chunks[0])
+        return
     with ProcessPool() as pool:
         # Only a few chunks ahead of the reader, so that a large corpus need not fit in memory.
         for start in range(0, len(chunks), _AHEAD):
