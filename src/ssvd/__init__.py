@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ssvd.errors import UserError
 
-# PEFT imports it where it is installed, and it warns of what it could have.
+# PEFT imports it where it is installed; it warns of a kernel that it does without, and of every product of 8 bits.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 from ssvd.tuners import SSVDConfig, SSVDModel, SVFTConfig, SVFTModel  # noqa: E402

@@ -208,7 +208,7 @@ class Recogniser(ABC):
                 timed = self.decode_timed(batch, decoding)
             else:
                 timed = [TimedText(text, None, []) for text in self.transcribe(batch, decoding)]
-            for sample, row, text in zip(starts[first:], rows, timed, strict=False):
+            for sample, row, text in zip(starts[first : first + batch_size], rows, timed, strict=True):
                 start, end = sample / self.sampling_rate, (sample + len(row)) / self.sampling_rate
                 yield Segment(start, end, text._replace(words=[word.shifted(start) for word in text.words]))
 

@@ -1,6 +1,5 @@
 """Load the linear layers of a network in 8 or 4 bits, by bitsandbytes as Transformers calls it."""
 
-import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,9 +14,6 @@ from ssvd.errors import UserError
 from ssvd.tuners.quantised import QuantisedOutline, is_quantised, keep_layout
 
 Bits = Literal["8bit", "4bit"]
-
-# It tells of a kernel that it does without, and of every product of 8 bits.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
