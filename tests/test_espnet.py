@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import random
 import re
@@ -270,6 +271,40 @@ def test_owsm_ctc_learns_and_decodes(owsm_ctc, cuts):
     network, layers = load_outline(owsm_ctc)
     assert layers == speech.adaptable_layers()
     assert parameters(network) == parameters(speech.module)
+
+
+def _check_words(timed, texts, batch):
+    """Texts are those of decoding, and each word stands after the one before it, within the speech."""
+    assert [one.text for one in timed] == texts and any(texts)
+    for one, seconds in zip(timed, batch.seconds, strict=True):
+        assert [word.text for word in one.words] == one.text.split()
+        times = [time for word in one.words for time in (word.start, word.end)]
+        assert times == sorted(times) and all(0 <= time <= seconds for time in times)
+        assert all(0 < word.confidence <= 1 for word in one.words)
+        assert (one.confidence is None) == (one.text == "") and (one.confidence is None or 0 < one.confidence < 1)
+
+
+def test_words_have_the_times_of_the_ctc_branch_and_the_probability_of_the_decoder(owsm, cuts):
+    speech = load_model(owsm)
+    _perturb(speech.module, 0.05)
+    with torch.no_grad():
+        speech.module.decoder.output_layer.bias[speech.module.eos] += 1.2  # so that texts end
+    batch = speech.collate(cuts[:3], text=False)
+    timed = speech.decode_timed(batch)
+    _check_words(timed, speech.transcribe(batch), batch)
+    with torch.no_grad():
+        for row, one in zip(batch.speech, timed, strict=True):
+            hypothesis = speech._search(row, lang_sym="<eng>", task_sym="<asr>")[0][4]
+            written = len(hypothesis.yseq) - 4  # after <sos><eng><asr><notimestamps>
+            assert written < 16
+            assert one.confidence == pytest.approx(math.exp(float(hypothesis.scores["decoder"]) / written), rel=1e-3)
+
+
+def test_words_of_owsm_ctc_are_those_of_its_frames(owsm_ctc, cuts):
+    speech = load_model(owsm_ctc, language="en")
+    _perturb(speech.module, 0.05)
+    batch = speech.collate(cuts[:3], text=False)
+    _check_words(speech.decode_timed(batch), speech.transcribe(batch), batch)
 
 
 # -- files

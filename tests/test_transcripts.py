@@ -3,13 +3,15 @@
 import io
 import json
 import sys
-from itertools import pairwise
+from itertools import groupby, pairwise, product
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import webvtt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from ssvd import load_model
@@ -18,7 +20,15 @@ from ssvd.corpora.corpus import read_corpus
 from ssvd.errors import UserError
 from ssvd.recognisers.decoding import Decoding
 from ssvd.recognisers.pauses import check_silence, spoken_parts
-from ssvd.recognisers.words import Segment, TimedText, Word, boundaries, words_of_frames
+from ssvd.recognisers.words import (
+    Segment,
+    TimedText,
+    Word,
+    aligned_frames,
+    boundaries,
+    words_of_frames,
+    words_of_prefixes,
+)
 from ssvd.transcripts.cues import CHARACTERS, LONGEST, cues
 from ssvd.transcripts.formats import FORMATS
 
@@ -108,8 +118,57 @@ def test_cues_can_be_read():
     assert all(len(cue.text) <= CHARACTERS and cue.end - cue.start <= LONGEST + 0.4 for cue in found)
     assert all(one.end <= other.start for one, other in pairwise(found))
     assert [cue.text for cue in found[-4:]] == ["Ends.", "Next one", "a", "b"]
-    # Families without word times.
+    # Words that were not asked for.
     assert list(cues([Segment(1, 3, TimedText("all  of it", None, []))])) == [(1, 3, "all of it")]
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "words"),
+    [
+        (["a", "a b", "a b s", "a b s\ufffd", "a b sé", "a b sé"], [("a", [0]), ("b", [1]), ("sé", [2, 3, 4])]),
+        # A model that names the language first, in words that the text begins with.
+        (["l", "l a", "", "l", "l ", "l ab"], [("l", [3]), ("ab", [5])]),
+        ([""], []),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_a_word_is_as_likely_as_the_tokens_that_write_it(prefixes, words):
+    chances = [0.9, 0.8, 0.7, 0.5, 0.3, 0.1][: len(prefixes)]
+    found = words_of_prefixes(prefixes, chances)
+    assert [word.text for word in found] == [text for text, _ in words]
+    for word, (_, tokens) in zip(found, words, strict=True):
+        assert word.confidence == pytest.approx(np.mean([chances[token] for token in tokens]))
+        assert word.start is word.end is None and word.shifted(3.0) == word.within(0, 1) == word
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_text_is_aligned_by_the_likeliest_path_that_spells_it(data):
+    frames, blank = data.draw(st.integers(1, 6)), 0
+    tokens = data.draw(st.lists(st.integers(1, 2), min_size=1, max_size=3))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    likelihoods = np.log(np.random.default_rng(seed).dirichlet(np.ones(3), frames)).astype(np.float32)
+    spelling = [
+        path
+        for path in product(range(3), repeat=frames)
+        if [token for token, _ in groupby(path) if token != blank] == tokens
+    ]
+    spans = aligned_frames(likelihoods, tokens, blank)
+    assert (spans is None) == (not spelling)
+    if spans is not None:
+        best = max(spelling, key=lambda path: likelihoods[range(frames), path].sum())
+        path = [blank] * frames
+        for token, (start, end) in zip(tokens, spans, strict=True):
+            path[start:end] = [token] * (end - start)
+        assert tuple(path) == best
+
+
+def test_words_without_times_are_shown_while_their_piece_lasts(tmp_path):
+    words = [Word("all", None, None, 0.5), Word("of", None, None, 0.25)]
+    spoken = [Segment(1, 3, TimedText("all of", 0.4, words))]
+    assert list(cues(spoken)) == [(1, 3, "all of")]
+    written = json.loads(FORMATS["json"](tmp_path / "a.wav", spoken))["segments"][0]["words"]
+    assert written[1] == {"word": "of", "start": None, "end": None, "confidence": 0.25}
 
 
 def test_subtitles_open_in_a_parser(tmp_path):

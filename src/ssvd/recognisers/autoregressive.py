@@ -32,7 +32,7 @@ from ssvd.recognisers.front_ends import hide_padding
 from ssvd.recognisers.layers import LayerGroups
 from ssvd.recognisers.quantisation import Quantisation
 from ssvd.recognisers.transformers_checkpoint import load_network, read_config, read_json
-from ssvd.recognisers.words import TimedText
+from ssvd.recognisers.words import TimedText, words_of_prefixes
 
 IGNORED = -100  # label of positions that do not count in the loss
 WINDOW = 30.0  # seconds that are read at once: the networks know no limit but memory, or this one
@@ -391,7 +391,7 @@ class Autoregressive(Recogniser):
         return join_pieces((Transcript(text, text) for text in texts), batch.pieces)
 
     def decode_timed(self, batch: PromptedBatch, decoding: Decoding = DEFAULT_DECODING) -> list[TimedText]:
-        """Return the text of each row and how sure the model is of it; it does not tell when words were said."""
+        """Return the text of each row with its words, without times; see `Recogniser.decode_timed`."""
         timed: list[TimedText] = []
         with evaluation_mode(self.module):
             for rows in torch.arange(len(batch.audio)).split(self._rows_at_once(len(batch.audio))):
@@ -399,11 +399,16 @@ class Autoregressive(Recogniser):
                 found = self._search(part, decoding)
                 texts = [torch.tensor(tokens, dtype=torch.long) for tokens in found]
                 logits = self._logits(self._placed(part.audio), part.prompts, texts)
-                for tokens, predicted in zip(texts, logits, strict=True):
-                    text = self._written(tokens.tolist())
-                    loss = nn.functional.cross_entropy(predicted[: len(tokens)].float(), tokens.to(predicted.device))
-                    timed.append(TimedText(text, math.exp(-float(loss)) if text else None, []))
+                for tokens, predicted in zip(found, logits, strict=True):
+                    likelihoods = predicted[: len(tokens)].float().log_softmax(-1)[range(len(tokens)), tokens].cpu()
+                    timed.append(self._timed(tokens, likelihoods))
         return timed
+
+    def _timed(self, tokens: list[int], likelihoods: Tensor) -> TimedText:
+        """Return what the decoder wrote, with the log-probability of each token, as text and words."""
+        prefixes = [self._written(tokens[: length + 1]) for length in range(len(tokens))]
+        words = words_of_prefixes(prefixes, likelihoods.exp().tolist())
+        return TimedText(prefixes[-1], float(likelihoods.mean().exp()) if words else None, words)
 
     @staticmethod
     def _selected(batch: PromptedBatch, rows: list[int]) -> PromptedBatch:

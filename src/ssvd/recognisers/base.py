@@ -143,12 +143,12 @@ class Recogniser(ABC):
         """Return the text of each utterance of the batch; see `decode`."""
         return [transcript.text for transcript in self.decode(batch, decoding)]
 
+    @abstractmethod
     def decode_timed(self, batch: Any, decoding: Decoding = DEFAULT_DECODING) -> list[TimedText]:
         """Return the text of each row of the batch, with its words and how sure the model is of them.
 
-        The texts are those of `decode`. Families that cannot tell times, as here, return no words and no confidence.
+        The texts are those of `decode`. Families that cannot tell when a word was said return it without times.
         """
-        return [TimedText(text, None, []) for text in self.transcribe(batch, decoding)]
 
     def transcribe_audio(
         self,

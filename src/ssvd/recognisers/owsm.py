@@ -1,7 +1,8 @@
 """OWSM (Peng et al. 2024, arXiv 2401.16658) and OWSM-CTC (arXiv 2402.12654) on ESPnet's own networks and searches."""
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +36,7 @@ from ssvd.recognisers.decoding import (
 from ssvd.recognisers.espnet_checkpoint import Checkpoint, espnet_importable, find_checkpoint
 from ssvd.recognisers.layers import DECODER, ENCODER, LayerGroups, front_end_convolutions
 from ssvd.recognisers.spec_augment import SpecAugment
+from ssvd.recognisers.words import TimedText, aligned_frames, words_of_frames, words_of_tokens
 
 PADDING = -1  # of labels, as in ESPnet
 SYMBOLS_OF_THREE = {"asr", "eos", "sop", "sos", "unk"}  # of the vocabulary's <xxx>, those that are no language
@@ -118,6 +120,10 @@ class Owsm(Recogniser):
         self._samples = round(self.window * self.sampling_rate)
         self._search = self._build_search(1)
         self._ids: dict[str, int] = self._search.converter.token2id
+        self._marks = {token for symbol, token in self._ids.items() if symbol[0] == "<" and symbol[-1] == ">"}
+        self._spelt = {
+            token: symbol.replace("\u2581", " ") for symbol, token in self._ids.items() if token not in self._marks
+        }
         self._tokens("a")  # a damaged vocabulary fails here, a damaged frontend there
         self._network._extract_feats(torch.zeros(1, self.sampling_rate), torch.tensor([self.sampling_rate]))
 
@@ -297,24 +303,72 @@ class Owsm(Recogniser):
             batch: Labels, if it has any, are not used.
             decoding: The search; its limit of tokens is one for each row, and its fallback is not used.
         """
-        rows = [language for language, n in zip(batch.languages, batch.pieces, strict=True) for _ in range(n)]
         with evaluation_mode(self.module):
-            texts = [text.strip() for text in self._decode(batch, rows, decoding)]
+            texts = [found.text for found in self._searched(batch, decoding)]
         return join_pieces((Transcript(text, text) for text in texts), batch.pieces)
 
-    def _decode(self, batch: EspnetBatch, languages: list[str | None], decoding: Decoding) -> list[str]:
+    def decode_timed(self, batch: EspnetBatch, decoding: Decoding = DEFAULT_DECODING) -> list[TimedText]:
+        """Return the text of each row with its words; see `Recogniser.decode_timed`.
+
+        Times are those of the likeliest path of the CTC branch that spells the text. A text of more tokens than frames
+        has none.
+        """
+        with evaluation_mode(self.module):
+            found = self._searched(batch, decoding)
+            return [self._timed(one, seconds) for one, seconds in zip(found, batch.seconds, strict=True)]
+
+    def _searched(self, batch: EspnetBatch, decoding: Decoding) -> Iterator["_Found"]:
+        """Yield what ESPnet's search finds in each row."""
+        languages = [language for language, n in zip(batch.languages, batch.pieces, strict=True) for _ in range(n)]
+        search = self._prepared_search(decoding)
+        encoded: list[Any] = []
+        hook = self._network.encoder.register_forward_hook(lambda module, args, output: encoded.append(output[0]))
+        try:
+            for speech, seconds, language in zip(batch.speech, batch.seconds, languages, strict=True):
+                text, path = search(speech, seconds, language or self._detected(speech))
+                states = encoded[-1][0] if isinstance(encoded[-1], tuple) else encoded[-1]  # with inner layers' ones
+                encoded.clear()
+                yield _Found(text.strip(), path, states)
+        finally:
+            hook.remove()
+
+    def _prepared_search(self, decoding: Decoding) -> Callable[[Tensor, float, str], tuple[str, list[int]]]:
+        """Return a search from samples, seconds of speech and language to the text and all tokens of the decoder."""
         search = self._search if decoding.beams == 1 else self._build_search(decoding.beams)
         search.device = str(self._device)
         search.beam_search.to(self._device)
-        texts = []
-        for speech, seconds, language in zip(batch.speech, batch.seconds, languages, strict=True):
+
+        def searched(speech: Tensor, seconds: float, language: str) -> tuple[str, list[int]]:
             limit = 16 + int(TOKENS_PER_SECOND * seconds)
-            search.maxlenratio = -min(
-                decoding.max_new_tokens or limit, limit
-            )  # ESPnet's way to state a number of tokens
-            hypotheses = search(speech, lang_sym=language or self._detected(speech), task_sym=self._task)
-            texts.append(hypotheses[0][3] if hypotheses else "")
-        return texts
+            limit = min(decoding.max_new_tokens or limit, limit)
+            search.maxlenratio = -limit  # ESPnet's way to state a number of tokens
+            hypotheses = search(speech, lang_sym=language, task_sym=self._task)
+            if not hypotheses:
+                return "", []
+            *_, text, hypothesis = hypotheses[0]
+            return text, [int(token) for token in hypothesis.yseq]
+
+        return searched
+
+    def _timed(self, found: "_Found", seconds: float) -> TimedText:
+        """Return the words of the text of a row: times by the CTC branch, probabilities by the decoder."""
+        if not found.text:
+            return TimedText("", None, [])
+        path = torch.tensor([found.path], device=self._device)
+        lengths = [torch.tensor([length], device=self._device) for length in (found.states.shape[1], path.shape[1] - 1)]
+        logits, _ = self._network.decoder(found.states, lengths[0], path[:, :-1], lengths[1])
+        likelihoods = logits[0].float().log_softmax(-1).gather(1, path[0, 1:, None])[:, 0]
+        said = [place for place, token in enumerate(found.path[1:]) if token not in self._marks]
+        tokens = [found.path[1 + place] for place in said]
+        ctc = self._network.ctc.log_softmax(found.states)[0].float().cpu().numpy()
+        spans = aligned_frames(ctc, tokens, self._network.blank_id)
+        frame = self.window / len(ctc)
+        timed = []
+        for number, (token, place) in enumerate(zip(tokens, said, strict=True)):
+            start, end = (frame * edge for edge in spans[number]) if spans else (None, None)
+            timed.append((self._spelt[token], start, end, [float(likelihoods[place].exp())]))
+        words = [word.within(0, seconds) for word in words_of_tokens(timed)]
+        return TimedText(found.text, float(likelihoods[[*said, -1]].mean().exp()), words)  # with the end
 
     def _detected(self, speech: Tensor) -> str:
         """Return the likeliest of the language symbols after <sos>, which OWSM is trained to predict."""
@@ -372,6 +426,14 @@ class Owsm(Recogniser):
         return speech.to(self._device)
 
 
+class _Found(NamedTuple):
+    """What a search finds in a row."""
+
+    text: str
+    path: list[int]  # all tokens of the decoder, from <sos> to <eos>; none of OWSM-CTC
+    states: Tensor  # of the encoder, (1, frames, width)
+
+
 class OwsmCtc(Owsm):
     """OWSM-CTC: an encoder that is told language and task, and whose frames say language, task and text."""
 
@@ -391,13 +453,24 @@ class OwsmCtc(Owsm):
         with self._given_network():
             return search(str(self.checkpoint.config_file), device=str(self._device))
 
-    def _decode(self, batch: EspnetBatch, languages: list[str | None], decoding: Decoding) -> list[str]:
+    def _prepared_search(self, decoding: Decoding) -> Callable[[Tensor, float, str], tuple[str, list[int]]]:
         if decoding.beams > 1 or decoding.max_new_tokens is not None:
             raise UserError("OWSM-CTC decodes greedily, all frames at once: use one beam and no limit of tokens.")
         self._search.device = str(self._device)
         greedy = getattr(self._search, "best_path", self._search)
-        rows = zip(batch.speech, languages, strict=True)
-        return [greedy(speech, lang_sym=language or "<nolang>", task_sym=self._task)[0][3] for speech, language in rows]
+        return lambda speech, _, language: (greedy(speech, lang_sym=language, task_sym=self._task)[0][3], [])
+
+    def _timed(self, found: _Found, seconds: float) -> TimedText:
+        """Return the words of the text of a row, by the frames of their pieces."""
+        best = self._network.ctc.log_softmax(found.states)[0].float().max(-1)
+        lead = len(best.values) - self._frames  # language and task are read before the speech
+        frame = self.window / self._frames
+        words = words_of_frames(
+            [self._spelt.get(token, "") for token in best.indices.tolist()], best.values.exp().tolist(), frame
+        )
+        words = [word.shifted(-lead * frame).within(0, seconds) for word in words]
+        heard = best.values[lead : lead + math.ceil(seconds / frame)]
+        return TimedText(found.text, float(heard.mean().exp()) if words else None, words)
 
     def _detected(self, speech: Tensor) -> str:
         return "<nolang>"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ssvd.recognisers.words import Segment, Word
+from ssvd.recognisers.words import Segment
 
 # Usual in broadcasting: two lines of 42 characters, for at most 7 seconds.
 CHARACTERS = 84
@@ -25,17 +25,22 @@ def cues(segments: Iterable[Segment]) -> Iterator[Cue]:
     """Yield subtitles; segments without word times are shown whole, while they last."""
     for segment in segments:
         timed = segment.timed
-        if timed.words:
-            for words in _groups(timed.words):
+        said = [
+            Cue(word.start, word.end, word.text)
+            for word in timed.words
+            if word.start is not None and word.end is not None
+        ]
+        if said:
+            for words in _groups(said):
                 end = max(words[-1].end, words[0].start + SHORTEST)
                 yield Cue(words[0].start, end, " ".join(word.text for word in words))
         elif timed.text:
             yield Cue(segment.start, segment.end, " ".join(timed.text.split()))
 
 
-def _groups(words: Iterable[Word]) -> Iterator[list[Word]]:
+def _groups(words: Iterable[Cue]) -> Iterator[list[Cue]]:
     """Yield words that are shown together: until a sentence ends, a pause, or more than can be read."""
-    group: list[Word] = []
+    group: list[Cue] = []
     for word in words:
         if group and (
             group[-1].text.endswith(_SENTENCE_ENDS)

@@ -70,13 +70,12 @@ def _segment(segment: Segment) -> dict[str, Any]:
         }
         for word in timed.words
     ]
-    confidence = None if timed.confidence is None else _rounded(timed.confidence)
     times = {"start": _rounded(segment.start), "end": _rounded(segment.end)}
-    return times | {"text": timed.text, "confidence": confidence, "words": words}
+    return times | {"text": timed.text, "confidence": _rounded(timed.confidence), "words": words}
 
 
-def _rounded(value: float) -> float:
-    return round(value, 3)
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def _milliseconds(seconds: float) -> int:
