@@ -161,7 +161,7 @@ class AdaptOptions(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Arithmetic of training and of the decoding after each epoch: auto is mixed precision on a GPU and "
-        "float32 on a CPU; bfloat16 is mixed precision, which is faster on CPUs with instructions for it.",
+        "float32 on a CPU; bfloat16 is mixed precision, which is faster on some CPUs and slower on others.",
     )
     base_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type of the frozen weights and bases in training; what is trained stays in float32."
