@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_finished_can_be_written_again(tmp_path, exists)
         (folder / "data").mkdir()
         (folder / "data" / "a").write_text("whole")
     assert contents(tmp_path) == {"out/data/a": "whole"}
-    with pytest.raises(UserError, match="out is not empty; give a new folder"), whole_folder(out):
+    with pytest.raises(UserError, match="out is not empty: give a new folder"), whole_folder(out):
         raise AssertionError("it must not be written to")
 
 

@@ -1,5 +1,6 @@
 """Fine-tune a pretrained recogniser on a corpus by one of the methods, into a run folder."""
 
+import re
 import signal
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ssvd.errors import StoppedError, UserError
-from ssvd.files import exclusive, is_disk_error, write_json, write_whole
+from ssvd.files import exclusive, is_disk_error, is_new, write_json, write_whole
 from ssvd.hardware import forget_peak_memory, hardware, peak_memory, pick_device
 from ssvd.methods import (
     Budget,
@@ -206,7 +207,7 @@ def _options_of_run(options: AdaptOptions | None, run: Path, resume: bool) -> Ad
 
 
 def _check_new(run: Path) -> None:
-    if run.exists() and (not run.is_dir() or any(path.name != _LOCK for path in run.iterdir())):
+    if not is_new(run, re.escape(_LOCK)):
         raise UserError(f"{run} is not empty: resume the run in it, or give another folder.")
 
 

@@ -7,6 +7,7 @@ output may be an input, and what a command did not write itself is not replaced 
 import errno
 import hashlib
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,14 +82,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
             part.rename(path / part.name)
 
 
+def is_new(path: Path, own: str = "") -> bool:
+    """Return whether a folder to write does not exist yet, or holds only files whose names match a pattern."""
+    return not path.exists() or (path.is_dir() and all(re.fullmatch(own, part.name) for part in path.iterdir()))
+
+
 def check_new(path: Path) -> None:
     """Refuse a folder to write that is neither new nor empty.
 
     Raises:
         UserError: It is not.
     """
-    if path.exists() and (not path.is_dir() or any(part.name not in (_STAGING, _LOCK) for part in path.iterdir())):
-        raise UserError(f"{path} is not empty; give a new folder.")
+    if not is_new(path, rf"{re.escape(_STAGING)}|{re.escape(_LOCK)}"):
+        raise UserError(f"{path} is not empty: give a new folder.")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from ssvd.benchmark.archive import pack, unpack
 from ssvd.corpora.utterances import Skipped
 from ssvd.documents import parse_json, read_json
 from ssvd.errors import UserError, shortened
-from ssvd.files import whole_file, write_json, write_json_lines, write_whole
+from ssvd.files import check_new, whole_file, write_json, write_json_lines, write_whole
 from ssvd.scoring import Unit
 
 SCHEMA = 1
@@ -279,8 +279,7 @@ def restore_study(stored: Path, folder: Path) -> None:
     Raises:
         UserError: The stored study is damaged, or the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: give a new folder.")
+    check_new(folder)
     study, grid = read_study(stored), _grid_text(stored)
     records: list[Trial | Failure] = [*study.results, *study.trials, *study.failures]
     for record in records:

@@ -24,7 +24,7 @@ from ssvd.benchmark.search import best_rate, search
 from ssvd.benchmark.tasks import Task, failure, run_folder, run_task, setting_of, write_record
 from ssvd.documents import parse_yaml
 from ssvd.errors import StoppedError, UserError
-from ssvd.files import write_whole
+from ssvd.files import is_new, write_whole
 from ssvd.training.progress import SILENT, Progress
 from ssvd.training.run_folder import holds_model
 
@@ -276,9 +276,8 @@ def _reachable(grid: Grid, out: Path, device: str, progress: Progress) -> list[G
 
 def _check_folder(out: Path) -> None:
     """Refuse a folder that holds something else than results."""
-    of_a_start = re.compile(rf"{_PREPARE_LOCK}|grid\.yaml(\.\w+\.partial)?")  # of a process that has just started
-    others = out.exists() and (not out.is_dir() or any(not of_a_start.fullmatch(path.name) for path in out.iterdir()))
-    if others and not (out / "grid.yaml").is_file():
+    of_a_start = rf"{re.escape(_PREPARE_LOCK)}|grid\.yaml(\.\w+\.partial)?"  # of a process that has just started
+    if not is_new(out, of_a_start) and not (out / "grid.yaml").is_file():
         raise UserError(f"{out} is not empty and holds no results: choose another folder.")
 
 

@@ -16,7 +16,7 @@ from ssvd.demo import EMBEDDED
 from ssvd.demo.synthetic import Kind, write_corpus
 from ssvd.errors import UserError
 from ssvd.evaluate import BASE, Evaluation, evaluate
-from ssvd.files import write_json, write_whole
+from ssvd.files import is_new, write_json, write_whole
 from ssvd.scoring import Score
 from ssvd.training.progress import SILENT, Progress
 
@@ -74,7 +74,7 @@ def run_demo(out: Path, seed: int, progress: Progress = SILENT) -> dict[str, Sys
         UserError: `out` holds something other than the results of an earlier demonstration.
     """
     started = time.monotonic()
-    if out.exists() and any(out.iterdir()) and not any(out.glob("speech/seed-*")):
+    if not is_new(out) and not any(out.glob("speech/seed-*")):
         raise UserError(f"{out} is not empty: choose another folder.")
     progress.say("1. Speech: synthetic, by eSpeak NG; child-like: a short vocal tract, hesitant.")
     tables = _make_speech(out, seed)

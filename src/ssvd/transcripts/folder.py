@@ -9,7 +9,7 @@ import yaml
 
 from ssvd.documents import read_yaml
 from ssvd.errors import UserError, shortened
-from ssvd.files import write_whole
+from ssvd.files import is_new, write_whole
 from ssvd.recognisers.words import Segment
 from ssvd.transcripts.formats import FORMATS, SUFFIXES
 
@@ -80,7 +80,7 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings to a new folder, and refuse one of other settings."""
     file = out / SETTINGS
     if not file.is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not is_new(out):
             raise UserError(f"{out} is not empty and holds no transcripts: give another folder.")
         out.mkdir(parents=True, exist_ok=True)
         write_whole(file, yaml.safe_dump(settings, sort_keys=False))
