@@ -105,7 +105,7 @@ def cases(options, corpora, tmp_path_factory):
     changes = {
         "ssvd": {"accumulation": 2},
         "ssvd strict": {"batch_seconds": 9.0},
-        "svft": {"train": [str(shards)]},
+        "svft": {"train": [str(shards)], "quantise": "4bit"},
         "lora": {"epochs": 2},
         "full": {"epochs": 2},
     }
