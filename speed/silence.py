@@ -9,6 +9,7 @@ without the babble is louder than 30 dB below its loud parts (their 95th percent
 
 - *cuts in speech*: of the ends of pieces, those with speech within 25 ms;
 - *speech lost*: of the speech, the part that is in no piece;
+- *audio left out*: of the whole recordings, the part that is in no piece, and need not be decoded;
 - WER of the model's texts (Whisper's English normaliser), on the first recordings, and at every other level only.
 
 LibriSpeech: openslr.org/12, a folder of speakers with folders of chapters, which hold `*.trans.txt` and audio files.
@@ -80,7 +81,7 @@ def main(
     show(rows)
     if json_file is not None:
         document = {
-            "command": "python speed/silence.py LIBRISPEECH MODEL",
+            "command": f"python speed/silence.py LIBRISPEECH MODEL --pauses {pauses} --levels {levels}",
             "speakers": len(utterances),
             "seconds_of_speech_each": seconds,
             "recordings_transcribed": transcribed,
@@ -148,19 +149,26 @@ def root_mean_square(samples: NDArray[Any]) -> float:
 
 def divide(speech: Recogniser, recordings: list[Joined], silence: Silence) -> dict[str, Any]:
     """Where the recordings are cut, and what is left out."""
-    cuts = in_speech = lost = 0
+    cuts = in_speech = lost = decoded = 0
     for recording in recordings:
         starts, pieces = speech._pieces(recording.samples, silence)
         spans = [(start, start + len(piece)) for start, piece in zip(starts, pieces, strict=True)]
         places = {place for span in spans for place in span} - {0, len(recording.samples)}
         cuts += len(places)
+        decoded += sum(len(piece) for piece in pieces)
         in_speech += sum(bool(recording.is_speech[place - NEAR : place + NEAR].any()) for place in places)
         left_out = recording.is_speech.copy()
         for start, end in spans:
             left_out[start:end] = False
         lost += int(left_out.sum())
     spoken = sum(int(recording.is_speech.sum()) for recording in recordings)
-    return {"cuts": cuts, "cuts_in_speech": round(in_speech / cuts, 4), "speech_lost": round(lost / spoken, 4)}
+    audio = sum(len(recording.samples) for recording in recordings)
+    return {
+        "cuts": cuts,
+        "cuts_in_speech": round(in_speech / cuts, 4),
+        "speech_lost": round(lost / spoken, 4),
+        "audio_left_out": round(1 - decoded / audio, 4),
+    }
 
 
 def transcribe(speech: Recogniser, recordings: list[Joined], silence: Silence) -> dict[str, Any]:
@@ -176,12 +184,13 @@ def transcribe(speech: Recogniser, recordings: list[Joined], silence: Silence) -
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print a line for each kind of recording."""
-    table = Table("pauses", "babble", "cuts in speech", "speech lost", "WER", title="by energy / by vad")
+    columns = ("pauses", "babble", "cuts in speech", "speech lost", "audio left out", "WER")
+    table = Table(*columns, title="by energy / by vad")
     for energy, vad in zip(rows[::2], rows[1::2], strict=True):
         level = "none" if energy["babble_db"] is None else f"{energy['babble_db']} dB"
         shares = (
             f"{energy[key]:.1%} / {vad[key]:.1%}" if key in energy else ""
-            for key in ("cuts_in_speech", "speech_lost", "wer")
+            for key in ("cuts_in_speech", "speech_lost", "audio_left_out", "wer")
         )
         table.add_row(energy["pauses"], level, *shares)
     Console().print(table)
