@@ -141,7 +141,7 @@ def test_batches_by_seconds_and_augmented_audio_continue_whoever_reads_them(
     # As for models that pad no further than to the longest of a batch.
     monkeypatch.setattr(Whisper, "input_seconds", lambda self, duration: duration)
     augment = ["speed=0.9:1.1", "vtlp=0.8:1.2", f"noise={corpora['adult'].parent}:5:20@0.5", "volume=-6:6"]
-    chosen = eventful.model_copy(update={"batch_seconds": 9.0, "augment": augment})
+    chosen = eventful.model_copy(update={"batch_seconds": 9.0, "augment": augment, "spec_augment": True})
     whole = tmp_path / "whole"
     uninterrupted = whole, adapt(chosen, whole)
     run = tmp_path / "run"

@@ -50,6 +50,8 @@ class Loading:
             worker_init_fn=end_with_parent,
             prefetch_factor=self.prefetch if self.workers else None,
             pin_memory=self.pin_memory,
+            # The seed of the workers is drawn from it; from the global one, a resumed run would draw once less.
+            generator=torch.Generator(),
         )
 
 
