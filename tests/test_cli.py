@@ -93,7 +93,7 @@ def test_label_longer_than_the_decoder_is_told(refused, table, embedded, tmp_pat
         (["--also-train", "nothing"], "no module 'nothing' to train"),
         (["--augment", "echo=1:2"], "There is no augmentation 'echo=1:2'; write one as in speed=0.9:1.1, "),
         (["--augment", "noise=/nowhere:5:20"], "/nowhere does not exist."),
-        (["--batch-seconds", "0"], "batch_seconds must be above 0, but is 0.0."),
+        (["--batch-seconds", "0"], "batch_seconds must be above 0 or auto, but is '0'."),
         (["--beams", "0"], "beams must be at least 1, but is 0."),
         (["--prefetch", "0"], "prefetch must be at least 1, but is 0."),
         (["--epochs", "0"], "epochs must be at least 1, but is 0."),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ssvd.adapt import adapt
 from ssvd.corpora.corpus import read_corpus
@@ -73,7 +74,7 @@ def job(options, run, resume=False, is_interrupted=False):
     }
 
 
-def done_by(processes, jobs, folder):
+def done_by(processes, jobs, folder, script=PROCESS):
     """Does trainings in several processes, as torchrun starts them, and returns what each made of each."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     shared = {
@@ -87,7 +88,7 @@ def done_by(processes, jobs, folder):
     started = []
     for rank in range(processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-c", PROCESS, str(folder / "jobs.json"), str(folder / f"{rank}.json")]
+        command = [sys.executable, "-c", script, str(folder / "jobs.json"), str(folder / f"{rank}.json")]
         started.append(subprocess.Popen(command, env=os.environ | shared | own))
     try:
         assert [process.wait(600) for process in started] == [0] * processes
@@ -413,6 +414,42 @@ def test_two_machines_of_two_processes_train_what_one_trains(options, tmp_path):
     finally:
         for machine in machines:
             machine.terminate()
+    same(tmp_path / "run", tmp_path / "alone")
+
+
+# Gives the first process memory for 3 utterances of a batch and the second for 2, while they search.
+SEARCHES = """
+import os, torch
+import ssvd.adapt
+
+loss, search = Whisper.loss, ssvd.adapt.find_batch_seconds
+
+def limited(self, batch, **options):
+    if len(batch.ids) > 3 - int(os.environ["RANK"]):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return loss(self, batch, **options)
+
+def find_batch_seconds(*arguments):
+    Whisper.loss = limited
+    seconds = search(*arguments)
+    Whisper.loss = loss
+    return seconds
+
+ssvd.adapt.check_searchable, ssvd.adapt.find_batch_seconds = lambda options: None, find_batch_seconds
+outcomes = []
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_search_for_one_batch_and_train_what_one_trains_on_it(options, corpora, tmp_path, monkeypatch):
+    chosen = options(method="lora", epochs=1, batch_seconds="auto", dev_limit=2, fallback=False)
+    script = PROCESS.replace("outcomes = []", SEARCHES)
+    assert done_by(2, [job(chosen, tmp_path / "run")], tmp_path, script) == [[None], [None]]
+    found = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["batch_seconds"]
+    longest = max(cut.duration for cut in read_corpus(corpora["child"]).cuts)
+    assert found == pytest.approx(2 * 2 * longest, abs=0.01)
+    monkeypatch.setattr(Whisper, "input_seconds", lambda self, duration: duration)
+    adapt(chosen.model_copy(update={"batch_seconds": found}), tmp_path / "alone")
     same(tmp_path / "run", tmp_path / "alone")
 
 

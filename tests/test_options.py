@@ -54,6 +54,7 @@ def test_a_name_on_the_hub_stays_as_it_is():
         ({"epochs": 0}, "epochs must be at least 1, but is 0."),
         ({"epochs": "many"}, "epochs must be a whole number, but is 'many'."),
         ({"epochs": 1.5}, "epochs must be a whole number, but is 1.5."),
+        ({"batch_seconds": "much"}, "batch_seconds must be a number or auto, but is 'much'."),
         ({"clip": 0}, "clip must be above 0, but is 0."),
         ({"warmup": 2}, "warmup must be at most 1, but is 2."),
         ({"label_smoothing": 1}, "label_smoothing must be below 1, but is 1."),

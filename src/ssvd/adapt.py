@@ -36,6 +36,7 @@ from ssvd.recognisers.spec_augment import SpecAugment
 from ssvd.recognisers.vocabulary import VOCABULARY, Vocabulary
 from ssvd.training.augmentation import Augmenter
 from ssvd.training.base_fingerprint import base_fingerprint
+from ssvd.training.batch_search import ROOM, check_searchable, find_batch_seconds
 from ssvd.training.data import TrainingData, list_skipped, read_data, store_data, stored_data
 from ssvd.training.launch import PeerError, launch
 from ssvd.training.memory import DTYPES, check_quantisable, check_savings, checkpoint_activations, round_frozen
@@ -79,6 +80,7 @@ def adapt(options: AdaptOptions | None, run: Path, *, resume: bool = False, prog
             interrupted, or another process computes it. What was computed before is kept in `run`.
     """
     options = _options_of_run(options, run, resume)
+    check_searchable(options)
     placement = find_placement(options)
     if placement.size == 1 or placement.starter != "nobody":
         return _take_part(placement, progress, options, run, resume)
@@ -155,7 +157,16 @@ def _fine_tune(
     base = base_fingerprint(speech.module) if group.is_first else {}
     group.first_on_each_machine(lambda: _make_trainable(speech, layers, options))  # others find its bases in the cache
     learning_rate = options.learning_rate or find_method(options.method).learning_rate
+    found = None
+    if options.batch_seconds == "auto":
+        found = find_batch_seconds(speech, options, data, augmenter, trainer, group)
+        options = options.model_copy(update={"batch_seconds": found})
     training = Adaptation(speech, options, data, augmenter, run, progress, learning_rate, group)
+    if found is not None:
+        progress.say(
+            f"batch_seconds is {found:.10g}, the most that fits into memory with {ROOM:.0%} left free: up to "
+            f"{training.updates:,} updates in {options.epochs} epochs."
+        )
     with _interrupts_in_words(run), _stops_in_words(run):
         if begins:
             group.from_first(lambda: _begin_folder(run, options, base, data, progress, vocabulary))
@@ -200,6 +211,10 @@ def _options_of_run(options: AdaptOptions | None, run: Path, resume: bool) -> Ad
         assert stored is not None
         return stored
     options = checked_options(options.model_dump())
+    if (
+        stored is not None and options.batch_seconds == "auto" and stored.batch_seconds is not None
+    ):  # found at the start
+        options = options.model_copy(update={"batch_seconds": stored.batch_seconds})
     if stored is not None and (names := changed_options(options, stored)):
         former = ", ".join(f"{name} was {getattr(stored, name)!r}" for name in names)
         raise UserError(f"{run} was begun with other options ({former}): resume it with those, or start a new run.")

@@ -24,6 +24,7 @@ from ssvd_options.adapt import AdaptOptions
         "where": "CONDITION",
         "also_train": "NAME",
         "vocabulary": "FILE",
+        "batch_seconds": "NUMBER|auto",
         "augment": "KIND=RANGE",
         "keep": "CORPUS:POINTS",
     },

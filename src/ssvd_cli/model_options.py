@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter, signature
+from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
@@ -61,5 +62,7 @@ def _parameter(name: str, field: FieldInfo, *, is_argument: bool, metavar: str |
         if choices := get_args(get_args(annotation)[0]):
             metavar, annotation = "|".join(choices), list[str]
         default, help = ([] if field.is_required() else default), f"{help.removesuffix('.')}; repeatable."
+    elif len({*get_args(annotation)} - {NoneType}) > 1:  # of a number and words, which the model tells apart
+        annotation = str | None
     option = typer.Option(metavar=metavar, help=help, show_default=default is not False)
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option])

@@ -83,10 +83,10 @@ class AdaptOptions(BaseModel):
         description="Optimiser updates per epoch; by default, one pass through the training data.",
     )
     batch_size: _Count = Field(16, description="Number of utterances per batch, of all devices together.")
-    batch_seconds: float | None = Field(
+    batch_seconds: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
         None,
-        gt=0,
-        description="Seconds of input per batch, of all devices together, padding included; replaces the batch size.",
+        description="Seconds of input per batch, of all devices together, padding included; replaces the batch size. "
+        "auto finds the largest batch that fits into the memory of a CUDA GPU.",
     )
     accumulation: _Count = Field(1, description="Number of batches whose gradients are added up for each update.")
     learning_rate: float | None = Field(

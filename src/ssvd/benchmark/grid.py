@@ -131,6 +131,11 @@ class Grid(_Part):
         for name in self.training:
             if name in _OF_CELLS:
                 raise ValueError(f"training: {name} is set by the grid")
+        if self.training.get("batch_seconds") == "auto":
+            raise ValueError(
+                "training: batch_seconds cannot be auto, as methods that take less memory would learn from larger "
+                "batches than others: give a number"
+            )
         checked_options({"model": "", "train": [""], **self.training}, "training: ")
         return self
 

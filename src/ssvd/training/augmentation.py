@@ -142,14 +142,24 @@ class Augmenter:
                 is_changed = True
         return _transformed(changed, _WithinFullScale()) if is_changed else cut
 
+    def slowest(self, cut: Cut) -> Cut:
+        """Return the cut at the lowest speed at which it may be heard, else as it is."""
+        for augmentation in self._augmentations:
+            if augmentation.kind == "speed" and augmentation.low < 1:
+                cut = self._at_speed(cut.resample(self._sampling_rate), augmentation.low)
+        return cut
+
+    def _at_speed(self, cut: Any, factor: float) -> Any:
+        # In hundredths, as resampling by other ratios needs filters of millions of taps.
+        slowest = math.ceil(100 * cut.duration / self._window)
+        return cut.perturb_speed(max(round(100 * factor), slowest) / 100, affix_id=False)
+
     def _changed(self, cut: Any, augmentation: Augmentation, rng: random.Random) -> Any:
         value = rng.uniform(augmentation.low, augmentation.high)
         recording = rng.choice(self._sources[augmentation.source]) if augmentation.source else None
         match augmentation.kind:
             case "speed":
-                # In hundredths, as resampling by other ratios needs filters of millions of taps.
-                slowest = math.ceil(100 * cut.duration / self._window)
-                return cut.perturb_speed(max(round(100 * value), slowest) / 100, affix_id=False)
+                return self._at_speed(cut, value)
             case "vtlp":
                 return _transformed(cut, _VocalTract(value))
             case "reverb":

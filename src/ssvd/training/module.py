@@ -107,10 +107,16 @@ class Adaptation(lightning.LightningModule):
 
     # -- data and schedule
 
+    @property
+    def _batch_seconds(self) -> float | None:
+        seconds = self.options.batch_seconds
+        assert seconds != "auto", "it is found before"
+        return seconds
+
     def _batching_of(self, cuts: list[Cut]) -> Batching:
-        if self.options.batch_seconds is None:
+        if self._batch_seconds is None:
             return ByCount(len(cuts), self.options.batch_size)
-        return BySeconds([self.speech.input_seconds(cut.duration) for cut in cuts], self.options.batch_seconds)
+        return BySeconds([self.speech.input_seconds(cut.duration) for cut in cuts], self._batch_seconds)
 
     def _check_batches(self) -> None:
         mean = len(self.data.train) / len(self._batching)
@@ -137,7 +143,7 @@ class Adaptation(lightning.LightningModule):
 
         Processes take turns; one that would have none decodes the last batch too.
         """
-        size, seconds = self.options.batch_size, self.options.batch_seconds
+        size, seconds = self.options.batch_size, self._batch_seconds
         lengths = [self.speech.input_seconds(cut.duration) for cut in self.data.dev]
         indices = consecutive(lengths, 2 * size, 2 * seconds if seconds else None)
         self._dev_batches = len(indices)

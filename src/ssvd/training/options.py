@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import groupby
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -68,7 +69,7 @@ def checked_options(values: Mapping[str, object], source: str = "") -> AdaptOpti
     try:
         options = AdaptOptions.model_validate(dict(values))
     except ValidationError as error:
-        mistakes = [_in_words(details) for details in error.errors()]
+        mistakes = [_in_words(list(alternatives)) for _, alternatives in groupby(error.errors(), _place)]
         wrong = {details["loc"][0] for details in error.errors()}
         sound = {name: value for name, value in values.items() if name not in wrong}
         options = AdaptOptions.model_validate(_REQUIRED | sound)
@@ -94,24 +95,34 @@ def changed_options(options: AdaptOptions, stored: AdaptOptions) -> list[str]:
     return [name for name in fixed if getattr(options, name) != getattr(stored, name)]
 
 
-def _in_words(details: ErrorDetails) -> str:
-    """Return what pydantic found wrong with an option, in our words."""
-    name, kind, context = str(details["loc"][0]), details["type"], details.get("ctx", {})
-    if kind == "missing":
+def _place(details: ErrorDetails) -> tuple[int | str, ...]:
+    """Return the option, and for an item of a list its number; alternatives of one value have the same place."""
+    name, *inner = details["loc"]
+    return name, *(part for part in inner if isinstance(part, int))
+
+
+def _in_words(alternatives: Sequence[ErrorDetails]) -> str:
+    """Return in our words what pydantic found wrong with an option, by each of the kinds of value that it may have."""
+    details = alternatives[0]
+    name, *item = map(str, _place(details))
+    if details["type"] == "missing":
         return f"{name} is missing"
-    if kind == "extra_forbidden":
+    if details["type"] == "extra_forbidden":
         similar = get_close_matches(name, AdaptOptions.model_fields, n=1)
         return f"there is no option {name!r}" + (f" (did you mean {similar[0]!r}?)" if similar else "")
-    if len(details["loc"]) > 1:
-        name = f"item {int(details['loc'][1]) + 1} of {name}"
+    if item:
+        name = f"item {int(item[0]) + 1} of {name}"
+    return f"{name} must be {' or '.join(map(_wanted, alternatives))}, but is {shortened(details['input'])}"
+
+
+def _wanted(details: ErrorDetails) -> str:
+    kind, context = details["type"], details.get("ctx", {})
     if kind in _BOUNDS:
         key, relation = _BOUNDS[kind]
-        wanted = f"{relation} {context[key]:.10g}"
-    elif kind == "literal_error":
-        wanted = str(context["expected"]).replace("'", "")
-    else:
-        wanted = _KINDS.get(kind.partition("_")[0], "valid")
-    return f"{name} must be {wanted}, but is {shortened(details['input'])}"
+        return f"{relation} {context[key]:.10g}"
+    if kind == "literal_error":
+        return str(context["expected"]).replace("'", "")
+    return _KINDS.get(kind.partition("_")[0], "valid")
 
 
 def _existing_path(model: str) -> str:

@@ -3,6 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
@@ -88,6 +89,11 @@ def _undropped(*size: Any, **options: Any) -> Any:
     return 1.0 if size == ([],) else _rand(*size, **options)
 
 
+def without_layer_drop() -> AbstractContextManager[Any]:
+    """Return a context in which LayerDrop leaves out no layer: the memory of a step is that of all of them."""
+    return patch.object(torch, "rand", _undropped)
+
+
 def step_memory(network: nn.Module, inputs: Callable[[], dict[str, Tensor]], *, autocast: bool = False) -> int | None:
     """Return the most bytes that a training step holds at a time, beyond weights, buffers and the optimiser's moments.
 
@@ -102,8 +108,7 @@ def step_memory(network: nn.Module, inputs: Callable[[], dict[str, Tensor]], *, 
     """
     # A basis without content cannot be compared with its weight.
     fits = patch.object(Basis, "fits", lambda basis, weight: basis.U.dtype == torch.float32)
-    draws = patch.object(torch, "rand", _undropped)
-    with fits, draws, warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+    with fits, without_layer_drop(), warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         network.to_empty(device="cpu").train()
         config: Any = network.get_base_model().config if isinstance(network, PeftModel) else network.config
