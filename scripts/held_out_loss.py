@@ -20,7 +20,7 @@ import typer
 
 from ssvd.corpora.corpus import read_corpus
 from ssvd.hardware import hardware
-from ssvd.methods import Budget, apply_method, find_method, trainable_parameters
+from ssvd.methods import Budget, RankAllocation, apply_method, find_method, trainable_parameters
 from ssvd.recognisers.base import Recogniser
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_model
@@ -78,9 +78,11 @@ def training_losses(
 ) -> list[float]:
     """Train, and return the mean loss of each epoch."""
     batching = ByCount(len(cuts), batch_size)
+    updates = len(batching) * epochs
     groups = find_method(method).rate_groups(speech.module, rate)
+    allocation = RankAllocation(speech.module, updates) if find_method(method).allocates_ranks else None
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, weight_decay=0)
-    factor: Callable[[int], float] = partial(rate_factor, updates=len(batching) * epochs, warmup=0.1, decay="linear")
+    factor: Callable[[int], float] = partial(rate_factor, updates=updates, warmup=0.1, decay="linear")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
     trained = [parameter for parameter in speech.module.parameters() if parameter.requires_grad]
     speech.module.train()
@@ -88,13 +90,15 @@ def training_losses(
     for epoch in range(epochs):
         torch.manual_seed(seed * 10_007 + epoch)
         losses = []
-        for indices in EpochBatches(batching, len(batching), seed, epoch):
+        for number, indices in enumerate(EpochBatches(batching, len(batching), seed, epoch), 1):
             batch = speech.collate([cuts[index] for index in indices])
             with torch.autocast("cpu", torch.bfloat16):
                 loss = speech.loss(batch)
-            loss.backward()
+            (loss if allocation is None else loss + allocation.penalty()).backward()
             torch.nn.utils.clip_grad_norm_(trained, 5.0)
             optimiser.step()
+            if allocation is not None:
+                allocation.after_update(epoch * len(batching) + number)
             optimiser.zero_grad()
             schedule.step()
             losses.append(float(loss.detach()))

@@ -210,7 +210,9 @@ def test_the_layers_of_all_groups_change_what_is_heard(family, fresh, tiny_check
 @pytest.mark.parametrize("family", ["qwen3_asr", pytest.param("canary", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.config])
 def test_every_method_starts_at_the_pretrained_model(family, method, fresh, cuts):
-    setting = {"portion": "p=0.3", "rank": "rank=4", "band": "band=2", "block": "block=8"}[METHODS[method].unit]
+    setting = {"portion": "p=0.3", "rank": "rank=4", "band": "band=2", "block": "block=8", "width": "width=4"}[
+        METHODS[method].unit
+    ]
     setting = "band=0" if method == "svft plain" else setting
     speech = fresh(family)
     batch = speech.collate(cuts[:1])

@@ -127,10 +127,11 @@ def test_gradients_and_merged_weights_are_those_of_the_dequantised_model(embedde
     assert difference(logits(network.eval(), inputs), expected) < rounding
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "vera", "oft"])
+@pytest.mark.parametrize("name", ["lora", "dora", "adalora", "vera", "oft", "bottleneck"])
 def test_methods_of_peft_train_on_quantised_weights(embedded, inputs, name):
-    budget = Budget("p", 0.1) if name == "oft" else Budget("rank", 4)
-    network = apply_method(loaded(embedded, "8bit"), name, LAYERS, budget, tolerance=10).train()
+    budget = {"oft": Budget("p", 0.1), "bottleneck": Budget("width", 4)}.get(name, Budget("rank", 4))
+    layers = ["model.encoder.layers.0.fc2"] if name == "bottleneck" else LAYERS
+    network = apply_method(loaded(embedded, "8bit"), name, layers, budget, tolerance=10).train()
     for _ in range(2):
         network(**inputs, use_cache=False).logits.square().mean().backward()
     trained = [p for p in network.parameters() if p.requires_grad]

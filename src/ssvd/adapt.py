@@ -232,6 +232,10 @@ def _check_budget(speech: Recogniser, layers: list[str], options: AdaptOptions) 
     usual = USUAL_GROUPS, (ENCODER, DECODER)  # the latter in runs of former versions
     if method.config is None and tuple(options.layers) not in usual:
         raise UserError(f"The method {options.method!r} has no layers to choose: leave layers out, or use an adapter.")
+    if not method.can_merge and (options.choose_scale or options.keep):
+        raise UserError(
+            f"The method {options.method!r} cannot be merged, so it has no scale: leave choose_scale and keep out."
+        )
     check_layers(method, speech.module, layers)
     method.setting(linear_shapes(speech.module, layers), Budget.parse(options.budget), parameters(speech.module))
 
@@ -370,6 +374,13 @@ def _warn(training: Adaptation, result: RunResult, progress: Progress) -> None:
         progress.say(
             f"The inner transformation is not a rotation any more: ||G^T G - I|| is {least[1]:.2f} in {least[0]}. "
             "Lower the learning_rate, or use the method 'ssvd strict'.",
+            warning=True,
+        )
+    allocation, epoch = training.allocation, training.best
+    if allocation is not None and result.best_epoch > 0 and epoch.update < allocation.end:
+        progress.say(
+            f"The best epoch ended at update {epoch.update}, before the ranks were pruned to the budget at update "
+            f"{allocation.end}: the adapter has more parameters than those {result.trainable_parameters:,}.",
             warning=True,
         )
     if result.scale == 0:

@@ -172,6 +172,7 @@ def plan_run(options: AdaptOptions, tokens: int = 8000) -> PlannedRun:
     check_layers(method, module, names)
     setting, part = method.setting(shapes, Budget.parse(options.budget), total), method.part(module)
     count = method.count(shapes, setting) if part is None else parameters(part)
+    begun = method.count(shapes, method.initial(setting)) if part is None else count
     config = method.config and method.config(shapes, setting)
     bases = 0
     for name, (m, n) in shapes.items():
@@ -179,7 +180,7 @@ def plan_run(options: AdaptOptions, tokens: int = 8000) -> PlannedRun:
             bases += (m + n) * config.rotation_of(name, m, n)[0]
         elif isinstance(config, SVFTConfig):
             bases += (m + n) * min(m, n)
-    trained = shapes if part is None else linear_shapes(module, _inside(module, names, part))
+    trained = method.adapted(shapes) if part is None else linear_shapes(module, _inside(module, names, part))
     products = 0
     for name, (m, n) in shapes.items():
         here = max(1, round(tokens * TEXT_SHARE)) if ".decoder." in f".{name}" else tokens
@@ -192,7 +193,7 @@ def plan_run(options: AdaptOptions, tokens: int = 8000) -> PlannedRun:
         count,
         updates,
         updates * options.accumulation * options.batch_size,
-        BYTES * (total + bases + method.frozen_numbers(shapes, setting) + (4 if part is None else 3) * count),
+        BYTES * (total + bases + method.frozen_numbers(shapes, setting) + (4 if part is None else 3) * begun),
         2.0 * products * updates * options.accumulation,
     )
 
@@ -230,8 +231,9 @@ def plan_methods(
             rows.append(PlannedMethod(name, "", reason=str(error)))
             continue
         count = method.count(shapes, setting) if part is None else parameters(part)
+        begun = method.count(shapes, method.initial(setting)) if part is None else count
         frozen = 2 * tokens * sum(m * n for m, n in shapes.values())
-        trained = shapes if part is None else linear_shapes(module, _inside(module, names, part))
+        trained = method.adapted(shapes) if part is None else linear_shapes(module, _inside(module, names, part))
         rows.append(
             PlannedMethod(
                 name,
@@ -239,7 +241,7 @@ def plan_methods(
                 count,
                 count / total,
                 BYTES * (count + method.frozen_numbers(shapes, setting)),
-                3 * BYTES * count,
+                3 * BYTES * begun,
                 1 + sum(method.products(shape, setting, tokens) for shape in trained.values()) / frozen,
                 None if load is None else planned_memory(model, name, parsed, layers, load),
             )

@@ -47,7 +47,7 @@ Budget = Annotated[
     str,
     typer.Option(
         help="Number of parameters to train: p=0.4 (as many as SSVD trains at that portion), 2% (of the model), "
-        "750000, or the method's own setting (portion=, rank=, band= or block=)."
+        "750000, or the method's own setting (portion=, rank=, band=, block= or width=)."
     ),
 ]
 Normaliser = Annotated[

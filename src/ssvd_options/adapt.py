@@ -39,7 +39,7 @@ class AdaptOptions(BaseModel):
     budget: str = Field(
         "p=0.4",
         description="Number of parameters to train: p=0.4 (as many as SSVD trains at that portion), 2% (of the model), "
-        "750000, or the method's own setting (portion=, rank=, band= or block=).",
+        "750000, or the method's own setting (portion=, rank=, band=, block= or width=).",
     )
     layers: list[str] = Field(
         ["encoder", "projector", "decoder"],

@@ -281,9 +281,9 @@ def _scaled_scores(
     decoding: Decoding,
     normaliser: str,
 ) -> list[ScaledScore]:
-    """Decode and score the corpora at the grid's scales of the adapted model."""
+    """Decode and score the corpora at the grid's scales of the adapted model, if its method has scales."""
     scores = []
-    for scale in grid.scales if task.chosen is not None else []:
+    for scale in grid.scales if task.chosen is not None and task.group.adaptation.can_merge else []:
         speech = _load_tested(grid, out, task, device, scale)
         wers = {}
         for part, corpus in corpora.items():

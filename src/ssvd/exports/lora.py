@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssvd.errors import UserError
 from ssvd.recognisers.base import Recogniser
+from ssvd.tuners import BottleneckConfig
 from ssvd.tuners.layer import SpectralLayer
 
 _CARD = """---
@@ -48,6 +49,8 @@ def save_lora(speech: Recogniser, folder: Path, *, rank: int | None = None, scal
         )
     config = network.peft_config["default"]
     method = str(config.peft_type.value)
+    if isinstance(config, BottleneckConfig):
+        raise UserError("A bottleneck adapter is not linear, so there is no LoRA that it equals: use it as it is.")
     if method == "LORA":
         raise UserError("The adapter is of LoRA's kind already: use its own folder, or merge the model.")
     if scale != 1 and config.modules_to_save:

@@ -10,12 +10,14 @@ from ssvd.methods.apply import (
 )
 from ssvd.methods.budget import Budget
 from ssvd.methods.method import Method
+from ssvd.methods.rank_allocation import RankAllocation
 from ssvd.methods.table import METHODS, find_method
 
 __all__ = [
     "METHODS",
     "Budget",
     "Method",
+    "RankAllocation",
     "apply_method",
     "check_layers",
     "find_method",

@@ -11,6 +11,7 @@ from torch import nn
 from ssvd.errors import UserError
 from ssvd.methods.budget import Budget
 from ssvd.methods.method import TOLERANCE, Method, Shape, Shapes, Trained
+from ssvd.methods.rank_allocation import pruned_parameters
 from ssvd.methods.table import find_method
 from ssvd.tuners import SSVDConfig, SVFTConfig
 from ssvd.tuners.convolution import Convolution
@@ -168,5 +169,5 @@ def parameters(module: nn.Module) -> int:
 
 
 def trainable_parameters(module: nn.Module) -> int:
-    """Count the parameters of a model that are trained."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+    """Count the parameters of a model that are trained, without those that AdaLoRA has pruned."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad) - pruned_parameters(module)

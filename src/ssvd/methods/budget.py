@@ -7,7 +7,7 @@ from typing import Literal, cast, get_args
 
 from ssvd.errors import UserError, shortened
 
-Setting = Literal["band", "block", "portion", "rank"]
+Setting = Literal["band", "block", "portion", "rank", "width"]
 """What a method may be set by."""
 
 Unit = Literal["p", "%", ""] | Setting
@@ -31,7 +31,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Read a budget: `p=0.4`, `2%`, `750000`, or `rank=8`, `portion=0.4`, `band=16`, `block=32`.
+        """Read a budget: `p=0.4`, `2%`, `750000`, or a setting such as `rank=8`, `portion=0.4` or `width=64`.
 
         Raises:
             UserError: The text is not a budget, or the budget trains nothing or more than there is.

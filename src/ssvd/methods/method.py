@@ -48,7 +48,7 @@ class Method:
         trains: What is trained.
         unit: What the setting is, or "" where there is none.
         settings: All settings that these layers allow, ascending.
-        count: Exact number of trained parameters of these layers at a setting.
+        count: Exact number of trained parameters of these layers at a setting, the same in all of them.
         config: PEFT configuration of these layers at a setting; None for methods without an adapter.
         products: Multiplications in a training step of a layer, for a setting and a number of tokens, beyond the two
             products y and dx of the frozen layer.
@@ -56,6 +56,10 @@ class Method:
         rate_factors: Factors of the learning rate of single parameters, by a part of their names.
         adapts_convolutions: Whether convolutions can be adapted too.
         adapts_quantised: Whether layers with quantised weights can be adapted.
+        adapted: Which of these layers are changed.
+        initial: Setting that training begins with, for the one that it ends with.
+        allocates_ranks: Whether training allocates the ranks; see `ssvd.methods.rank_allocation`.
+        can_merge: Whether what is trained can become part of the weights.
     """
 
     name: str
@@ -71,6 +75,10 @@ class Method:
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     adapts_convolutions: bool = False
     adapts_quantised: bool = True
+    adapted: Callable[[Shapes], Shapes] = lambda shapes: shapes
+    initial: Callable[[float], float] = lambda setting: setting
+    allocates_ranks: bool = False
+    can_merge: bool = True
 
     @property
     def learning_rate(self) -> float:

@@ -1,6 +1,6 @@
 """All methods in one table; a new method is one more row of `METHODS`.
 
-LoRA and its variants, VeRA, PSOFT, OFT and OSF are PEFT's own.
+LoRA and its variants, AdaLoRA, VeRA, PSOFT, OFT and OSF are PEFT's own.
 """
 
 import math
@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
-from peft import LoraConfig, OFTConfig, OSFConfig, PeftConfig, PsoftConfig, VeraConfig
+from peft import AdaLoraConfig, LoraConfig, OFTConfig, OSFConfig, PeftConfig, PsoftConfig, VeraConfig
 
 from ssvd.errors import UserError
 from ssvd.methods.method import Method, Shape, Shapes, Trained
 from ssvd.spectral import Form, Subspace, pattern_size, step_products
-from ssvd.tuners import Rotated, SSVDConfig, SVFTConfig, portion_rank
+from ssvd.tuners import BottleneckConfig, Rotated, SSVDConfig, SVFTConfig, portion_rank
 
 
 def find_method(name: str) -> Method:
@@ -159,6 +159,45 @@ def _lora(
     )
 
 
+def _adalora() -> Method:
+    def initial(rank: float) -> float:
+        return math.ceil(1.5 * rank)  # as the authors do
+
+    def settings(shapes: Shapes) -> Sequence[float]:
+        return [rank for rank in _ranks(shapes) if initial(rank) <= _largest_rank(shapes)]
+
+    def count(shapes: Shapes, rank: float) -> int:
+        return sum(int(rank) * (m + n + 1) for m, n in shapes.values())
+
+    def config(shapes: Shapes, rank: float) -> PeftConfig:
+        return AdaLoraConfig(
+            init_r=int(initial(rank)),
+            target_r=int(rank),
+            lora_alpha=2 * int(initial(rank)),
+            orth_reg_weight=0.1,  # of the authors, for SST-2; PEFT's default is 0.5
+            total_step=1,  # training sets it
+            target_modules=list(shapes),
+        )
+
+    def products(shape: Shape, rank: float, tokens: int) -> int:
+        return 3 * tokens * int(initial(rank)) * sum(shape)
+
+    # The authors' rates are 5e-4 to 2.2e-3.
+    return Method(
+        "adalora",
+        "2303.10512",
+        (3e-4, 1e-3, 3e-3),
+        Trained.ADAPTER,
+        "rank",
+        settings,
+        count,
+        config,
+        products,
+        initial=initial,
+        allocates_ranks=True,
+    )
+
+
 def _vera() -> Method:
     def count(shapes: Shapes, rank: float) -> int:
         return sum(m + int(rank) for m, _ in shapes.values())
@@ -246,6 +285,50 @@ def _osf() -> Method:
     )
 
 
+# The last linear layer of each attention and of each feed-forward block: in Whisper and wav2vec 2.0, in Moonshine,
+# Parakeet and language models, and in ESPnet.
+_LAST_OF_BLOCK = re.compile(r"(^|\.)(out_proj|o_proj|linear_out|fc2|linear2|output_dense|output\.dense|down_proj|w_2)$")
+
+
+def _bottleneck() -> Method:
+    def adapted(shapes: Shapes) -> Shapes:
+        last = {name: shape for name, shape in shapes.items() if _LAST_OF_BLOCK.search(name)}
+        if not last:
+            raise UserError(
+                "The method 'bottleneck' follows the last layer of attention and feed-forward blocks, and none of "
+                f"these layers has the name of one, as fc2 has, but such as {next(iter(shapes))}: choose other layers, "
+                "or another method."
+            )
+        return last
+
+    def settings(shapes: Shapes) -> Sequence[float]:
+        return range(1, max(m for m, _ in adapted(shapes).values()) + 1)
+
+    def count(shapes: Shapes, width: float) -> int:
+        return sum(2 * m * int(width) + int(width) + m for m, _ in adapted(shapes).values())
+
+    def config(shapes: Shapes, width: float) -> PeftConfig:
+        return BottleneckConfig(width=int(width), target_modules=list(adapted(shapes)))
+
+    def products(shape: Shape, width: float, tokens: int) -> int:
+        return 6 * tokens * int(width) * shape[0]
+
+    # The authors' range is 3e-5 to 3e-3.
+    return Method(
+        "bottleneck",
+        "1902.00751",
+        (3e-4, 1e-3, 3e-3),
+        Trained.ADAPTER,
+        "width",
+        settings,
+        count,
+        config,
+        products,
+        adapted=adapted,
+        can_merge=False,
+    )
+
+
 def _without_adapter(name: str, rates: tuple[float, ...], trains: Trained) -> Method:
     # Counts the layers alone; the part that is trained has other parameters too.
     def count(shapes: Shapes, setting: float) -> int:
@@ -285,6 +368,7 @@ METHODS = {
         # PiSSA's randomised decompositions differ between processes, so a reloaded adapter would differ too.
         _lora("pissa", "2404.02948", (1e-4, 3e-4, 1e-3), lambda rank: rank, init_lora_weights="pissa"),
         _lora("mica", "2604.01694", (3e-4, 1e-3, 3e-3), _twice, init_lora_weights="mica"),
+        _adalora(),
         _vera(),
         _svft("svft", "banded", (1e-3, 3e-3, 1e-2)),
         _svft("svft plain", "plain", (2e-2, 5e-2, 1.5e-1)),
@@ -293,6 +377,7 @@ METHODS = {
         _psoft(),
         _oft(),
         _osf(),
+        _bottleneck(),
         _without_adapter("full", (1e-5, 3e-5, 1e-4), Trained.EVERYTHING),
         _without_adapter("full encoder", (1e-5, 3e-5, 1e-4), Trained.ENCODER),
         _without_adapter("frozen", (1e-5,), Trained.NOTHING),

@@ -20,10 +20,17 @@ SCALE_FILE = "scale.json"
 
 
 def merge_adapter(speech: Recogniser) -> None:
-    """Add the adapter of a recogniser, if it has one, to the weights of its network."""
+    """Add the adapter of a recogniser, if it has one, to the weights of its network.
+
+    Raises:
+        UserError: It is of a method that cannot be merged, or its weights would not be finite.
+    """
     if isinstance(speech.module, PeftModel):
         _unwrap_trained_modules(speech.module)
-        speech.module = speech.module.merge_and_unload(safe_merge=True)
+        try:
+            speech.module = speech.module.merge_and_unload(safe_merge=True)
+        except ValueError as refusal:
+            raise UserError(f"The adapter cannot be merged: {refusal}") from refusal
 
 
 def _unwrap_trained_modules(network: PeftModel) -> None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ssvd.corpora.selection import common_language, field_value
 from ssvd.errors import UserError
 from ssvd.files import write_json_lines
 from ssvd.hardware import pick_device, threads_each
-from ssvd.methods import find_method
+from ssvd.methods import RankAllocation, find_method
 from ssvd.recognisers.decoding import Decoding, Fallback
 from ssvd.recognisers.loading import Recogniser
 from ssvd.recognisers.vocabulary import VOCABULARY
@@ -62,6 +63,7 @@ class Adaptation(lightning.LightningModule):
         series: Rows of the epochs so far.
         seconds: Seconds of training so far, without decoding.
         updates: Number of updates of the whole run, if it is not stopped early.
+        allocation: What AdaLoRA does in training; None for other methods.
         normaliser: Name of the text normaliser for scoring.
         decoding: Settings of decoding.
         text_style: Style in which the training texts are written.
@@ -104,6 +106,8 @@ class Adaptation(lightning.LightningModule):
         self._loading = Loading(workers, options.prefetch, pin_memory=on_gpu)
         self._check_batches()
         self.updates = len(self._epoch_batches(0)) // options.accumulation * options.epochs
+        allocates = find_method(options.method).allocates_ranks
+        self.allocation = RankAllocation(self.network, self.updates) if allocates else None
 
     # -- data and schedule
 
@@ -200,7 +204,14 @@ class Adaptation(lightning.LightningModule):
             )
         self._losses.append(mean)
         self.log("loss", mean, batch_size=len(batch.ids))
-        return loss
+        return loss if self.allocation is None else loss + self.allocation.penalty()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Do an update, and prune ranks after it where the method does."""
+        number = self.trainer.global_step + 1
+        super().optimizer_step(*args, **kwargs)
+        if self.allocation is not None:
+            self.allocation.after_update(number)
 
     def recent_loss(self) -> float:
         """Return the mean loss over the last batches of the epoch."""
@@ -323,26 +334,35 @@ class Adaptation(lightning.LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return what is trained."""
         if isinstance(self.network, PeftModel):
-            trained: dict[str, Any] = get_peft_model_state_dict(self.network, save_embedding_layers=False)
+            with self._whole():
+                trained: dict[str, Any] = get_peft_model_state_dict(self.network, save_embedding_layers=False)
             return trained
         return self.network.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False, assign: bool = False) -> Any:
         """Load what is trained."""
         if isinstance(self.network, PeftModel):
-            return set_peft_model_state_dict(self.network, dict(state_dict))
+            with self._whole():
+                return set_peft_model_state_dict(self.network, dict(state_dict))
         return self.network.load_state_dict(state_dict)
+
+    def _whole(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.allocation is None else self.allocation.whole()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what this module knows of the run so far."""
         series = [epoch.as_dict() for epoch in self.series]
         checkpoint["progress"] = {"series": series, "seconds": self.seconds, "text_style": self.text_style}
+        if self.allocation is not None:
+            checkpoint["allocation"] = self.allocation.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what the checkpoint knows of the run."""
         progress = checkpoint["progress"]
         self.series = [Epoch(**row) for row in progress["series"]]
         self.seconds, self.text_style = progress["seconds"], progress["text_style"]
+        if self.allocation is not None:
+            self.allocation.restore(checkpoint["allocation"])
 
     # -- texts
 
