@@ -47,13 +47,13 @@ class Model(nn.Module):
         return self.decoder(self.encoder["norm"](self.encoder["fc2"](self.encoder["q"](x))))
 
 
-def perturbed(module: nn.Module) -> nn.Module:
+def perturbed(module: nn.Module, size: float = 0.05) -> nn.Module:
     """With other values of what is trained: at the start every bug is invisible."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter) * parameter.abs().mean().clamp(min=0.3)
+                parameter += size * torch.randn_like(parameter) * parameter.abs().mean().clamp(min=0.3)
     return module
 
 
@@ -86,7 +86,8 @@ def test_the_planned_count_is_what_is_trained(name, budget):
 def test_a_reloaded_adapter_gives_the_same(name, x, tmp_path):
     torch.manual_seed(0)
     base = Model()
-    adapted = perturbed(apply_method(copy.deepcopy(base), name, LAYERS, Budget.parse(_budget(name)))).eval()
+    size = 1.0 if name == "adalora" else 0.05  # its change is a product of three small factors
+    adapted = perturbed(apply_method(copy.deepcopy(base), name, LAYERS, Budget.parse(_budget(name))), size).eval()
     assert not torch.allclose(adapted(x), base(x), atol=1e-3)
     adapted.save_pretrained(tmp_path)
     reloaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
