@@ -201,6 +201,15 @@ def test_run_in_which_no_epoch_helps_says_so_and_keeps_an_adapter_that_changes_n
         torch.testing.assert_close(adapted.loss(batch), base.loss(batch), rtol=0, atol=1e-6)
 
 
+def test_a_best_epoch_before_adalora_has_pruned_to_its_budget_is_told_of(scripted, options, tmp_path):
+    scripted(8, 3, 5, 6)
+    log = io.StringIO()
+    chosen = options(method="adalora", budget="rank=2", epochs=3, learning_rate=1e-2)
+    result = adapt(chosen, tmp_path / "run", progress=Log(log))
+    assert "The best epoch ended at update 2, before the ranks were pruned to the budget at update 3" in log.getvalue()
+    assert sum(value.numel() for value in parameters(tmp_path / "run").values()) > result.trainable_parameters
+
+
 @pytest.mark.parametrize("method", ["ssvd", "lora"])
 def test_loss_that_is_no_number_stops_the_run_and_the_best_adapter_remains(options, tmp_path, embedded, method):
     run = tmp_path / "run"
