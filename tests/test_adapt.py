@@ -201,13 +201,22 @@ def test_run_in_which_no_epoch_helps_says_so_and_keeps_an_adapter_that_changes_n
         torch.testing.assert_close(adapted.loss(batch), base.loss(batch), rtol=0, atol=1e-6)
 
 
-def test_a_best_epoch_before_adalora_has_pruned_to_its_budget_is_told_of(scripted, options, tmp_path):
-    scripted(8, 3, 5, 6)
-    log = io.StringIO()
-    chosen = options(method="adalora", budget="rank=2", epochs=3, learning_rate=1e-2)
-    result = adapt(chosen, tmp_path / "run", progress=Log(log))
-    assert "The best epoch ended at update 2, before the ranks were pruned to the budget at update 3" in log.getvalue()
-    assert sum(value.numel() for value in parameters(tmp_path / "run").values()) > result.trainable_parameters
+@pytest.mark.parametrize("best", [1, 3])
+def test_a_pruned_adapter_loads_and_is_told_of_where_it_is_larger_than_the_budget(
+    scripted, options, tmp_path, embedded, best
+):
+    scripted(8, *(3 if epoch == best else 5 for epoch in (1, 2, 3)))
+    log, run = io.StringIO(), tmp_path / "run"
+    result = adapt(options(method="adalora", budget="rank=2", epochs=3, learning_rate=1e-2), run, progress=Log(log))
+    kept = parameters(run)
+    size = sum(value.numel() for value in kept.values())
+    told = "The best epoch ended at update 2, before the ranks were pruned to the budget at update 3" in log.getvalue()
+    assert (size > result.trainable_parameters) if best == 1 else (size == result.trainable_parameters)
+    assert told == (best == 1)
+    pattern = json.loads((run / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
+    assert len({sum(ranks) for ranks in pattern.values()}) > 1
+    loaded = load_adapted(str(embedded), run).module.state_dict()
+    assert all(torch.equal(loaded[f"{name}.default"], value) for name, value in kept.items())
 
 
 @pytest.mark.parametrize("method", ["ssvd", "lora"])

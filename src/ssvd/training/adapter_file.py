@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from safetensors import SafetensorError, safe_open
@@ -166,6 +166,9 @@ def _expected_tensors(module: nn.Module, folder: Path) -> dict[str, Tensor]:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
+            if isinstance(config, AdaLoraConfig) and config.rank_pattern:  # a list would become a mask without values
+                masks = {name: torch.tensor(kept, device="cpu") for name, kept in config.rank_pattern.items()}
+                config.rank_pattern = masks
             network = get_peft_model(_without_memory(module), config, low_cpu_mem_usage=True)
             tensors: dict[str, Tensor] = get_peft_model_state_dict(network, save_embedding_layers=False)
             return tensors
