@@ -314,7 +314,7 @@ def _bottleneck() -> Method:
     def products(shape: Shape, width: float, tokens: int) -> int:
         return 6 * tokens * int(width) * shape[0]
 
-    # The authors' range is 3e-5 to 3e-3, in steps of ten; on the embedded recogniser its upper end was the best.
+    # The authors' range is 3e-5 to 3e-3, in steps of ten; short trainings need its upper end.
     return Method(
         "bottleneck",
         "1902.00751",
