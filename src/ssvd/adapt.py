@@ -29,6 +29,7 @@ from ssvd.methods import (
     parameters,
     trainable_parameters,
 )
+from ssvd.methods.rank_allocation import pruned_parameters
 from ssvd.processes import was_interrupted
 from ssvd.recognisers.layers import DECODER, ENCODER, USUAL_GROUPS
 from ssvd.recognisers.loading import Recogniser, load_model
@@ -342,13 +343,13 @@ def _result(training: Adaptation, peak: int, processes: int) -> RunResult:
     """Return the result of a finished training, whose processes held `peak` bytes at most."""
     options, network, best = training.options, training.network, training.best
     device = pick_device(options.device)  # Lightning has taken the network off it
-    trained, total = trainable_parameters(network), parameters(network)
+    trained, total, is_adapter = trainable_parameters(network), parameters(network), isinstance(network, PeftModel)
     kept_files = [path for path in training.kept_folder.rglob("*") if path.suffix in (".safetensors", ".pth")]
     result = RunResult(
         model=options.model,
         method=options.method,
         trainable_parameters=trained,
-        trainable_share=trained / (total - trained if isinstance(network, PeftModel) else total),
+        trainable_share=trained / (total - trained - pruned_parameters(network) if is_adapter else total),
         zero_shot_dev_wer=training.series[0].dev_wer,
         best_epoch=best.epoch,
         best_dev_wer=best.dev_wer,

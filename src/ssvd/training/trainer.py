@@ -76,7 +76,8 @@ def prepare_process() -> None:
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings(
         "ignore",
-        message=".*LeafSpec.*|.*lr_scheduler.step.*|Checkpoint directory.*|`broadcast_buffers` is deprecated.*",
+        message=".*LeafSpec.*|.*lr_scheduler.step.*|Checkpoint directory.*|`broadcast_buffers` is deprecated.*"
+        "|.*LoRA tensor.* have invalid shape.*",  # of layers whose rank AdaLoRA has pruned to 0
     )
 
 
