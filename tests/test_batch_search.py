@@ -184,7 +184,7 @@ class Pair(ProcessGroup):
         return [value, len(self.device.trained[-1]) <= self.limit]
 
 
-@pytest.mark.parametrize(("own", "other"), [(3, 100), (100, 3)])
+@pytest.mark.parametrize(("own", "other"), [(3, 100), pytest.param(100, 3, marks=pytest.mark.slow)])
 def test_smallest_memory_decides_for_all_processes(search, monkeypatch, own, other):
     device = Device(monkeypatch, training=own)
     find, _, _ = search(Pair(device, other))

@@ -223,7 +223,9 @@ torch.save([logits(model.eval()) for model in models], sys.argv[4])
 """
 
 
-@pytest.mark.parametrize("config", [CONFIGS["approx"], CONFIGS["top-k"]], ids=["ssvd", "svft"])
+@pytest.mark.parametrize(
+    "config", [CONFIGS["approx"], pytest.param(CONFIGS["top-k"], marks=pytest.mark.slow)], ids=["ssvd", "svft"]
+)
 def test_every_loader_in_a_fresh_process(config, tmp_path, request):
     whisper().save_pretrained(tmp_path / "base")
     base = WhisperForConditionalGeneration.from_pretrained(tmp_path / "base")

@@ -63,7 +63,9 @@ def same(run, result, uninterrupted):
     assert hypotheses[0] == hypotheses[1]
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["SIGKILL", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGTERM"))]
+)
 def test_run_stopped_by_a_signal_continues_to_the_same_result(eventful, uninterrupted, tmp_path, name):
     run = tmp_path / "run"
     number = getattr(signal, name)

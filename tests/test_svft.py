@@ -157,7 +157,7 @@ def _train(rank, kind, sharded, path):
     os._exit(0)  # now and then torch 2.13 waits for ever while it takes DDP and its gloo group down
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["DDP", "FSDP"])
 @pytest.mark.parametrize("kind", ["ssvd", pytest.param("svft", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(kind, sharded, tmp_path):
     path = tmp_path / "state.pt"
