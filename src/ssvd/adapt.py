@@ -212,9 +212,7 @@ def _options_of_run(options: AdaptOptions | None, run: Path, resume: bool) -> Ad
         assert stored is not None
         return stored
     options = checked_options(options.model_dump())
-    if (
-        stored is not None and options.batch_seconds == "auto" and stored.batch_seconds is not None
-    ):  # found at the start
+    if stored is not None and stored.batch_seconds and options.batch_seconds == "auto":  # it was found at the start
         options = options.model_copy(update={"batch_seconds": stored.batch_seconds})
     if stored is not None and (names := changed_options(options, stored)):
         former = ", ".join(f"{name} was {getattr(stored, name)!r}" for name in names)

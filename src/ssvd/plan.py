@@ -9,6 +9,7 @@ from torch import nn
 
 from ssvd.errors import UserError
 from ssvd.methods import METHODS, Budget, apply_method, check_layers, find_method, linear_shapes, parameters
+from ssvd.methods.method import Method, Shapes
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_outline
 from ssvd.recognisers.quantisation import outline_quantised
@@ -171,8 +172,7 @@ def plan_run(options: AdaptOptions, tokens: int = 8000) -> PlannedRun:
     shapes, total, method = linear_shapes(module, names), parameters(module), find_method(options.method)
     check_layers(method, module, names)
     setting, part = method.setting(shapes, Budget.parse(options.budget), total), method.part(module)
-    count = method.count(shapes, setting) if part is None else parameters(part)
-    begun = method.count(shapes, method.initial(setting)) if part is None else count
+    count, begun, trained = _trained(method, module, part, shapes, setting)
     config = method.config and method.config(shapes, setting)
     bases = 0
     for name, (m, n) in shapes.items():
@@ -180,7 +180,6 @@ def plan_run(options: AdaptOptions, tokens: int = 8000) -> PlannedRun:
             bases += (m + n) * config.rotation_of(name, m, n)[0]
         elif isinstance(config, SVFTConfig):
             bases += (m + n) * min(m, n)
-    trained = method.adapted(shapes) if part is None else linear_shapes(module, _inside(module, names, part))
     products = 0
     for name, (m, n) in shapes.items():
         here = max(1, round(tokens * TEXT_SHARE)) if ".decoder." in f".{name}" else tokens
@@ -230,10 +229,8 @@ def plan_methods(
         except UserError as error:
             rows.append(PlannedMethod(name, "", reason=str(error)))
             continue
-        count = method.count(shapes, setting) if part is None else parameters(part)
-        begun = method.count(shapes, method.initial(setting)) if part is None else count
+        count, begun, trained = _trained(method, module, part, shapes, setting)
         frozen = 2 * tokens * sum(m * n for m, n in shapes.values())
-        trained = method.adapted(shapes) if part is None else linear_shapes(module, _inside(module, names, part))
         rows.append(
             PlannedMethod(
                 name,
@@ -247,6 +244,16 @@ def plan_methods(
             )
         )
     return Planned(str(model), total, len(names), budget, tokens, rows)
+
+
+def _trained(
+    method: Method, module: nn.Module, part: nn.Module | None, shapes: Shapes, setting: float
+) -> tuple[int, int, Shapes]:
+    """Return how many parameters a method trains in the end and at the start, and the layers that it changes."""
+    if part is not None:
+        count = parameters(part)
+        return count, count, linear_shapes(module, _inside(module, list(shapes), part))
+    return method.count(shapes, setting), method.count(shapes, method.initial(setting)), method.adapted(shapes)
 
 
 def planned_memory(model: str | Path, method: str, budget: Budget, layers: Sequence[str], load: Load) -> Memory | None:
