@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from transformers import Wav2Vec2Config
 
 from ssvd.errors import UserError
 from ssvd.methods import METHODS, Budget, apply_method, trainable_parameters
@@ -55,6 +56,19 @@ def test_of_a_method_s_own_number_only_those_that_are_set_by_it(embedded):
     }
     with pytest.raises(UserError, match="cannot be read"):
         plan_methods(embedded, "ranks=4")
+
+
+def test_the_encoder_is_trained_whichever_layers_are_chosen(embedded):
+    row, chosen = (rows(plan_methods(embedded, layers=layers))["full encoder"] for layers in (["encoder"], ["decoder"]))
+    assert chosen.trainable_parameters == row.trainable_parameters > 1_000_000
+    assert (chosen.operations, row.operations) == (1, 1.5)  # a ratio of the chosen layers
+
+
+def test_a_model_without_a_decoder_has_all_rows_but_that_of_the_encoder(tmp_path):
+    Wav2Vec2Config(num_hidden_layers=1, architectures=["Wav2Vec2ForCTC"]).save_pretrained(tmp_path)
+    found = rows(plan_methods(tmp_path, "2%"))
+    assert "use the method 'full'" in found["full encoder"].reason
+    assert found["full"].trainable_share == 1 and found["lora"].trainable_parameters
 
 
 def test_operations(embedded):

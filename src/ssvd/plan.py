@@ -251,8 +251,8 @@ def _trained(
 ) -> tuple[int, int, Shapes]:
     """Return how many parameters a method trains in the end and at the start, and the layers that it changes."""
     if part is not None:
-        count = parameters(part)
-        return count, count, linear_shapes(module, _inside(module, list(shapes), part))
+        count, inside = parameters(part), set(part.modules())
+        return count, count, {name: shape for name, shape in shapes.items() if module.get_submodule(name) in inside}
     return method.count(shapes, setting), method.count(shapes, method.initial(setting)), method.adapted(shapes)
 
 
@@ -283,9 +283,3 @@ def planned_memory(model: str | Path, method: str, budget: Budget, layers: Seque
     moments = 2 * sum(part.nbytes for part in network.parameters() if part.requires_grad)
     step = step_memory(network, inputs, autocast=load.is_mixed)
     return None if step is None else Memory(weights, bases, moments, step, weights + bases + moments + step)
-
-
-def _inside(module: nn.Module, layers: list[str], part: nn.Module) -> list[str]:
-    """Return the layers that belong to a part of a model."""
-    inside = set(part.modules())
-    return [name for name in layers if module.get_submodule(name) in inside]
