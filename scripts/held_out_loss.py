@@ -25,6 +25,7 @@ from ssvd.recognisers.base import Recogniser
 from ssvd.recognisers.layers import USUAL_GROUPS
 from ssvd.recognisers.loading import load_model
 from ssvd.training.batches import ByCount, EpochBatches, consecutive
+from ssvd.training.input_start import start_from_inputs
 from ssvd.training.schedule import rate_factor
 from ssvd.training.text_style import write_in
 
@@ -59,6 +60,8 @@ def main(
         torch.manual_seed(seed)
         layers = speech.adaptable_layers([*USUAL_GROUPS, *further])
         speech.module = apply_method(speech.module, name, layers, Budget.parse(budget))
+        if find_method(name).starts_from_inputs:
+            start_from_inputs(speech, usable[0], seed)
         started = time.monotonic()
         losses = training_losses(speech, name, float(rate), usable[0], epochs, batch_size, seed)
         entry |= {

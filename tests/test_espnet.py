@@ -525,7 +525,7 @@ def test_the_commands_take_owsm_as_they_take_whisper(method, owsm, stock, corpor
     assert run("transcribe", owsm, audio, "--adapter", made).strip() == adapted[cuts[0].id]
 
 
-OF_RANK_1 = dict.fromkeys(("lora", "lora+", "rslora", "dora", "pissa", "adalora", "osf"), "rank=1")
+OF_RANK_1 = dict.fromkeys(("lora", "lora+", "rslora", "dora", "pissa", "eva", "adalora", "osf"), "rank=1")
 SMALLEST = {**OF_RANK_1, "vera": "rank=16", "oft": "block=4"}
 
 

@@ -52,7 +52,7 @@ def test_out_of_reach_the_nearest_is_named(embedded):
 
 def test_of_a_method_s_own_number_only_those_that_are_set_by_it(embedded):
     assert rows(plan_methods(embedded, "rank=4")).keys() == {
-        *("lora", "lora+", "rslora", "dora", "pissa", "mica", "adalora", "vera", "psoft", "osf")
+        *("lora", "lora+", "rslora", "dora", "pissa", "mica", "eva", "adalora", "vera", "psoft", "osf")
     }
     with pytest.raises(UserError, match="cannot be read"):
         plan_methods(embedded, "ranks=4")

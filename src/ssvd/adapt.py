@@ -39,6 +39,7 @@ from ssvd.training.augmentation import Augmenter
 from ssvd.training.base_fingerprint import base_fingerprint
 from ssvd.training.batch_search import ROOM, check_searchable, find_batch_seconds
 from ssvd.training.data import TrainingData, list_skipped, read_data, store_data, stored_data
+from ssvd.training.input_start import start_from_inputs
 from ssvd.training.launch import PeerError, launch
 from ssvd.training.memory import DTYPES, check_quantisable, check_savings, checkpoint_activations, round_frozen
 from ssvd.training.module import Adaptation
@@ -173,6 +174,10 @@ def _fine_tune(
             group.from_first(lambda: _begin_folder(run, options, base, data, progress, vocabulary))
             trainer.validate(training, verbose=False)
             training.write_texts_in_style()
+            if find_method(options.method).starts_from_inputs:
+                speech.module.to(trainer.strategy.root_device)
+                with trainer.precision_plugin.forward_context():
+                    start_from_inputs(speech, data.train, options.seed, group)
             group.from_first(lambda: store_data(run, data))
         trainer.fit(training, ckpt_path=None if begins else str(last), weights_only=True)
         peak = max(group.gathered(peak_memory(pick_device(options.device))))

@@ -35,12 +35,12 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Add every method to ESPnet's table of adapters but AdaLoRA, which takes part in training.
+    """Add every method to ESPnet's table of adapters but AdaLoRA and EVA, which take part in training.
 
     Blanks and hyphens in names become underscores; LoRA is called `peft_lora`, since ESPnet has a `lora` of its own.
     """
     for method in METHODS.values():
-        if method.config is not None and not method.allocates_ranks:
+        if method.config is not None and not method.has_part_in_training:
             create_adapter_fn_table[adapter_name(method)] = _creation(method)
 
 

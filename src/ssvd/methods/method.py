@@ -59,6 +59,7 @@ class Method:
         adapted: Which of these layers are changed.
         initial: Setting that training begins with, for the one that it ends with.
         allocates_ranks: Whether training allocates the ranks; see `ssvd.methods.rank_allocation`.
+        starts_from_inputs: Whether the start comes from what layers read; see `ssvd.training.input_start`.
         can_merge: Whether what is trained can become part of the weights.
     """
 
@@ -78,12 +79,18 @@ class Method:
     adapted: Callable[[Shapes], Shapes] = lambda shapes: shapes
     initial: Callable[[float], float] = lambda setting: setting
     allocates_ranks: bool = False
+    starts_from_inputs: bool = False
     can_merge: bool = True
 
     @property
     def learning_rate(self) -> float:
         """The default peak learning rate."""
         return self.learning_rates[len(self.learning_rates) // 2]
+
+    @property
+    def has_part_in_training(self) -> bool:
+        """Whether more belongs to it than its configuration, which the training code of others would leave out."""
+        return self.allocates_ranks or self.starts_from_inputs
 
     def rate_groups(self, module: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """Return the trained parameters as groups of an optimiser, each with its rate; the usual rate comes first."""

@@ -117,6 +117,7 @@ def _lora(
     rates: tuple[float, ...],
     alpha: Callable[[int], float],
     rate_factors: Mapping[str, float] = MappingProxyType({}),
+    starts_from_inputs: bool = False,
     **options: Any,
 ) -> Method:
     """Make a row of a variant of LoRA: `alpha` follows from the rank, `options` are fields of its configuration."""
@@ -154,8 +155,9 @@ def _lora(
         products,
         frozen,
         rate_factors,
-        adapts_convolutions=has_usual_start,
+        adapts_convolutions=has_usual_start and not starts_from_inputs,
         adapts_quantised=has_usual_start,
+        starts_from_inputs=starts_from_inputs,
     )
 
 
@@ -369,6 +371,8 @@ METHODS = {
         # PiSSA's randomised decompositions differ between processes, so a reloaded adapter would differ too.
         _lora("pissa", "2404.02948", (1e-4, 3e-4, 1e-3), lambda rank: rank, init_lora_weights="pissa"),
         _lora("mica", "2604.01694", (3e-4, 1e-3, 3e-3), _twice, init_lora_weights="mica"),
+        # Without the paper's redistribution of ranks. Its authors' alpha is 1; here it is LoRA's, as are the rates.
+        _lora("eva", "2410.07170", (3e-4, 1e-3, 3e-3), _twice, starts_from_inputs=True),
         _adalora(),
         _vera(),
         _svft("svft", "banded", (1e-3, 3e-3, 1e-2)),
