@@ -106,6 +106,7 @@ torch.save(cached_basis(weight, 7).V, sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(folder, tmp_path):
     results = [tmp_path / "first.pt", tmp_path / "second.pt"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

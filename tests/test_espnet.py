@@ -464,6 +464,7 @@ def test_an_espnet_without_a_module_that_is_needed_is_not_said_to_be_missing():
     assert "not installed" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_importing_espnet_leaves_no_false_torchaudio_behind():
     code = (
         "from ssvd.recognisers.espnet_checkpoint import espnet_importable\n"

@@ -151,14 +151,15 @@ print(json.dumps([measured(sys.argv[2], method, load)[1] for method, load in cas
 """
 
 
-def test_planned_memory_of_a_step_is_what_is_measured(embedded):
+@pytest.mark.parametrize("cases", [CASES[2:4], pytest.param(CASES, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_planned_memory_of_a_step_is_what_is_measured(embedded, cases):
     speed = embedded.parents[3] / "speed"
     if not speed.is_dir():
         pytest.skip("the package is not in its repository")
     # Of its own, as tensors without content disturb the profiler.
-    command = [sys.executable, "-c", MEASURES, str(speed), str(embedded), json.dumps(CASES)]
+    command = [sys.executable, "-c", MEASURES, str(speed), str(embedded), json.dumps(cases)]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
-    for case, found in zip(CASES, json.loads(process.stdout.splitlines()[-1]), strict=True):
+    for case, found in zip(cases, json.loads(process.stdout.splitlines()[-1]), strict=True):
         method, *saved = case
         memory = planned_memory(embedded, method, Budget("p", 0.4), USUAL_GROUPS, Load(2, 4.0, *saved))
         assert memory.step == pytest.approx(found, rel=0.1), case
