@@ -191,6 +191,13 @@ def test_smallest_memory_decides_for_all_processes(search, monkeypatch, own, oth
     assert find() == 2 * 3 * 4.0, "the seconds count all processes"
 
 
+def test_each_process_decodes_twice_as_many_dev_utterances_as_it_trains_on(search, monkeypatch):
+    device = Device(monkeypatch, training=2)
+    find, _, _ = search(Pair(device, 100), dev=8)
+    assert find() == 2 * 2 * 4.0
+    assert [len(ids) for ids in device.decoded] == [4]
+
+
 def told(run, options, **kept):
     lines = []
 

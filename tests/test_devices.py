@@ -18,12 +18,16 @@ from ssvd.adapt import adapt
 from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.shar_writing import write_shar
 from ssvd.errors import UserError
+from ssvd.methods import Budget, apply_method
 from ssvd.recognisers.loading import load_model
 from ssvd.recognisers.whisper import Whisper
+from ssvd.training.augmentation import Augmenter
 from ssvd.training.batches import ByCount, BySeconds, EpochBatches, Share
+from ssvd.training.data import TrainingData
 from ssvd.training.module import Adaptation
 from ssvd.training.placement import Placement, find_placement
 from ssvd.training.process_group import ProcessGroup
+from ssvd.training.progress import SILENT
 from test_processes import end_soon
 
 RATES = {"ssvd": 5e-3, "ssvd strict": 5e-3, "svft": 5e-3, "lora": 2e-3, "full": 1e-4}
@@ -240,6 +244,18 @@ def test_loss_of_a_batch_is_the_weighted_mean_of_its_parts(embedded, corpora):
         assert weights[0] != len(cuts[:1])
         mean = sum(w * speech.loss(part) for w, part in zip(weights, parts, strict=True)) / sum(weights)
         torch.testing.assert_close(mean, speech.loss(speech.collate(cuts)))
+
+
+def test_dev_batches_of_a_process_are_twice_what_it_trains_on(embedded, options, corpora, tmp_path):
+    cuts = list(read_corpus(corpora["child"]).cuts)
+    speech, sizes = load_model(embedded), []
+    speech.module = apply_method(speech.module, "lora", speech.adaptable_layers(), Budget("rank", 1))
+    for changes in ({"batch_size": 4}, {"batch_seconds": 16.0}):  # the window is 4 s
+        chosen, group = options(**changes), ProcessGroup(Placement(2, rank=1))
+        augmenter = Augmenter((), sampling_rate=speech.sampling_rate, window=speech.window, seed=0)
+        run = Adaptation(speech, chosen, TrainingData(cuts, cuts), augmenter, tmp_path, SILENT, 1e-3, group)
+        sizes.append({len(batch.ids) for batch in run.val_dataloader()})
+    assert sizes == [{4}, {4}]
 
 
 def test_one_process_computes_its_loss_as_it_is():

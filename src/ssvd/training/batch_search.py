@@ -82,7 +82,7 @@ def find_batch_seconds(
 
     def decode(size: int) -> None:
         network.eval()
-        rows = consecutive(list(map(length, data.dev)), 1, 2 * seconds(size))[0]
+        rows = consecutive(list(map(length, data.dev)), 1, 2 * seconds(size) / group.size)[0]
         with trainer.precision_plugin.forward_context(), torch.inference_mode():
             speech.transcribe(speech.collate([data.dev[row] for row in rows], text=False), Decoding(options.beams))
 

@@ -143,13 +143,13 @@ class Adaptation(lightning.LightningModule):
         return self._loading.batches(batches, self.speech.collate, partial(self._augmenter, epoch=epoch))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the dev utterances in batches twice as large, as decoding keeps no activations.
+        """Return the dev utterances in batches twice as large as a process trains on: decoding keeps no activations.
 
         Processes take turns; one that would have none decodes the last batch too.
         """
-        size, seconds = self.options.batch_size, self._batch_seconds
+        size, seconds, processes = 2 * self.options.batch_size, self._batch_seconds, self._group.size
         lengths = [self.speech.input_seconds(cut.duration) for cut in self.data.dev]
-        indices = consecutive(lengths, 2 * size, 2 * seconds if seconds else None)
+        indices = consecutive(lengths, max(1, size // processes), 2 * seconds / processes if seconds else None)
         self._dev_batches = len(indices)
         own = indices[self._group.rank :: self._group.size] or indices[-1:]
         batches = [[self.data.dev[index] for index in batch] for batch in own]
