@@ -14,6 +14,7 @@ import random
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -172,17 +173,23 @@ def write_checkpoint(
 def main(
     out: Path,
     work: Path = Path("runs/pretrain-owsm"),
-    steps: int = 2750,
+    steps: int = 5500,
     batch: int = 24,
     learning_rate: float = 1.5e-3,
     count: int = 12_000,
     threads: int = 1,
+    seed: int = 0,
+    start: Path | None = None,
     bfloat16: bool = False,
 ) -> None:
-    """Make the speech, train, and write the checkpoint and what it cost; some CPUs are faster with --bfloat16."""
+    """Make the speech, train, and write the checkpoint and what it cost.
+
+    With --start, weights are those of another checkpoint that this script has written, and the rate begins a new cycle.
+    Some CPUs are faster with --bfloat16.
+    """
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
     tables = {kind: work / kind / "metadata.csv" for kind in ("train", "adult", "child", "accent")}
     for kind, table in tables.items():
         if not table.exists():
@@ -196,7 +203,7 @@ def main(
             )
     texts = [sentence(random.Random(seed)) for seed in range(20_000)]
     write_checkpoint(out, texts, dim=144, blocks=(4, 2), pieces=700, languages=["eng"])
-    speech = load_model(out)
+    speech = load_model(start or out)
     speech.spec_augment = SpecAugment(frequency_width=12, time_masks=2, time_share=0.08)
     cuts = list(read_corpus(tables["train"]).cuts)
     lengths = np.array([cut.duration for cut in cuts])
@@ -235,7 +242,7 @@ def main(
     rates = {}
     for kind in ("adult", "child", "accent"):
         held_out = list(read_corpus(tables[kind]).cuts)
-        hypotheses = list(decode(speech, held_out))
+        hypotheses = [transcript.text for transcript in decode(speech, held_out)]
         rates[kind] = round(jiwer.wer([cut.supervisions[0].text for cut in held_out], hypotheses), 4)
     record = {
         "script": "scripts/pretrain_owsm.py",
@@ -245,10 +252,11 @@ def main(
         "batch": batch,
         "bfloat16": bfloat16,
         "learning_rate": learning_rate,
+        "start": start and json.loads((start / "pretraining.json").read_text()),
         "training_seconds": seconds,
         "wer_held_out": rates,
         "hardware": f"{platform.processor() or platform.machine()}, {threads} thread(s)",
-        "versions": {"torch": torch.__version__, "espnet": "202511"},
+        "versions": {name: version(name) for name in ("torch", "espnet")},
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
     (out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
