@@ -170,6 +170,16 @@ def write_checkpoint(
     return folder
 
 
+def error_rates(model: Path, tables: dict[str, Path]) -> dict[str, float]:
+    """Return the WER of a checkpoint on each corpus."""
+    speech, rates = load_model(model), {}
+    for name, table in tables.items():
+        cuts = list(read_corpus(table).cuts)
+        hypotheses = [transcript.text for transcript in decode(speech, cuts)]
+        rates[name] = round(jiwer.wer([cut.supervisions[0].text for cut in cuts], hypotheses), 4)
+    return rates
+
+
 def main(
     out: Path,
     work: Path = Path("runs/pretrain-owsm"),
@@ -238,12 +248,6 @@ def main(
             speech.save(out)
             speech.module.train()
     seconds = round(time.monotonic() - started)
-    speech = load_model(out)
-    rates = {}
-    for kind in ("adult", "child", "accent"):
-        held_out = list(read_corpus(tables[kind]).cuts)
-        hypotheses = [transcript.text for transcript in decode(speech, held_out)]
-        rates[kind] = round(jiwer.wer([cut.supervisions[0].text for cut in held_out], hypotheses), 4)
     record = {
         "script": "scripts/pretrain_owsm.py",
         "data": f"{count} synthetic adult utterances by eSpeak NG, 400 speakers",
@@ -254,7 +258,7 @@ def main(
         "learning_rate": learning_rate,
         "start": start and json.loads((start / "pretraining.json").read_text()),
         "training_seconds": seconds,
-        "wer_held_out": rates,
+        "wer_held_out": error_rates(out, {kind: tables[kind] for kind in ("adult", "child", "accent")}),
         "hardware": f"{platform.processor() or platform.machine()}, {threads} thread(s)",
         "versions": {name: version(name) for name in ("torch", "espnet")},
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),

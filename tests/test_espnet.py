@@ -478,6 +478,11 @@ def test_importing_espnet_leaves_no_false_torchaudio_behind():
 # -- the commands
 
 
+def test_the_script_that_pretrains_finds_the_error_rate_of_each_corpus(pretraining, owsm, corpora):
+    rates = pretraining.error_rates(owsm, {"adults": corpora["adult"]})
+    assert rates.keys() == {"adults"} and rates["adults"] > 0.5  # of random weights
+
+
 @pytest.mark.parametrize("method", ["ssvd", "vera", "full"])
 def test_the_commands_take_owsm_as_they_take_whisper(method, owsm, stock, corpora, tmp_path, monkeypatch):
     def run(*arguments):
