@@ -371,9 +371,8 @@ METHODS = {
         # PiSSA's randomised decompositions differ between processes, so a reloaded adapter would differ too.
         _lora("pissa", "2404.02948", (1e-4, 3e-4, 1e-3), lambda rank: rank, init_lora_weights="pissa"),
         _lora("mica", "2604.01694", (3e-4, 1e-3, 3e-3), _twice, init_lora_weights="mica"),
-        # Without the paper's redistribution of ranks. Its authors' alpha is 1; with LoRA's, rates must be lower than
-        # LoRA's, as the inputs are large along A.
-        _lora("eva", "2410.07170", (3e-5, 1e-4, 3e-4), _twice, starts_from_inputs=True),
+        # Without the paper's redistribution of ranks. Its authors' alpha is 1; here it is LoRA's, as are the rates.
+        _lora("eva", "2410.07170", (3e-4, 1e-3, 3e-3), _twice, starts_from_inputs=True),
         _adalora(),
         _vera(),
         _svft("svft", "banded", (1e-3, 3e-3, 1e-2)),
