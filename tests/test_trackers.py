@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import lightning
 import pytest
@@ -76,6 +77,9 @@ def files_with(folder, text):
 def test_wandb_is_told_the_loss_and_no_paths_and_is_continued(fit):
     run = fit("tensorboard", "wandb")
     (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    until = time.monotonic() + 30
+    while b"loss" not in log.read_bytes() and time.monotonic() < until:  # another process writes it
+        time.sleep(0.1)
     content = log.read_bytes()
     assert b"learning_rate" in content and b"children.csv" in content and b"loss" in content
     assert SECRET.encode() not in content
