@@ -212,8 +212,7 @@ def main(
                 1 if train else 99,
             )
     texts = [sentence(random.Random(seed)) for seed in range(20_000)]
-    write_checkpoint(out, texts, dim=144, blocks=(4, 2), pieces=700, languages=["eng"])
-    speech = load_model(start or out)
+    speech = load_model(start or write_checkpoint(out, texts, dim=144, blocks=(4, 2), pieces=700, languages=["eng"]))
     speech.spec_augment = SpecAugment(frequency_width=12, time_masks=2, time_share=0.08)
     cuts = list(read_corpus(tables["train"]).cuts)
     lengths = np.array([cut.duration for cut in cuts])

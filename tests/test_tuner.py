@@ -8,6 +8,8 @@ import io
 import json
 import pickle
 import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -446,11 +448,29 @@ def test_greedy_decoding_is_that_of_the_merged_model():
 
 # --- saving and loading
 
+FRESH_PROCESS = """
+import sys, torch
+import ssvd
+sys.path.insert(0, sys.argv[1])
+from test_tuner import whisper, logits
+from peft import PeftModel
+torch.save(logits(PeftModel.from_pretrained(whisper(), sys.argv[2])), sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_a_saved_adapter_does_the_same_in_a_fresh_process(tmp_path, request):
+    model = perturb(get_peft_model(whisper(), SSVDConfig(rotation="strict")))
+    model.save_pretrained(tmp_path / "adapter")
+    assert "import ssvd" in (tmp_path / "adapter" / "README.md").read_text()
+    command = [sys.executable, "-c", FRESH_PROCESS, str(request.path.parent), str(tmp_path / "adapter")]
+    subprocess.run([*command, str(tmp_path / "logits.pt")], check=True)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
+
 
 def test_the_file_holds_parameters_and_fingerprints_only(tmp_path):
     model = adapted()
     model.save_pretrained(tmp_path)
-    assert "import ssvd" in (tmp_path / "README.md").read_text()
     stored = load_file(tmp_path / "adapter_model.safetensors")
     kinds = {key.split(".", 3)[3] for key in stored}
     assert kinds == {"ssvd_theta", "ssvd_s", "ssvd_basis.fingerprint", "ssvd_variant.number"}
