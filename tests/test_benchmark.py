@@ -16,7 +16,14 @@ import pytest
 import yaml
 
 from ssvd.benchmark.grid import Group, checked_grid, read_grid
-from ssvd.benchmark.records import Failure, read_hypotheses, read_records, read_results
+from ssvd.benchmark.records import (
+    Failure,
+    read_hypotheses,
+    read_records,
+    read_results,
+    restore_study,
+    store_study,
+)
 from ssvd.benchmark.scheduler import group_state, run_benchmark
 from ssvd.benchmark.search import best_rate, rates_to_try
 from ssvd.benchmark.tasks import Task
@@ -387,6 +394,19 @@ def test_a_grid_of_the_user_is_not_taken_for_the_record_of_a_benchmark(values, t
         with pytest.raises(UserError, match=r"grid\.yaml is not what a benchmark wrote"):
             run_benchmark(checked_grid(values, "grid"), tmp_path, device="cpu")
         assert own.read_text() == content
+
+
+def test_a_restored_study_is_gone_on_with_though_its_grid_was_given_a_comment(values, tmp_path):
+    grid, stored, restored = checked_grid(values | {"methods": ["frozen"]}, "grid"), tmp_path / "b", tmp_path / "c"
+    run_benchmark(grid, tmp_path / "a", device="cpu")
+    store_study(tmp_path / "a", stored)
+    with (stored / "grid.yaml").open("a") as file:
+        file.write("# with the first seed only\n")
+    restore_study(stored, restored)
+    (cell,) = (restored / "cells").iterdir()
+    before = cell.stat().st_mtime_ns
+    run_benchmark(grid, restored, device="cpu")
+    assert cell.stat().st_mtime_ns == before
 
 
 def test_results_from_before_a_field_of_grids_was_added_are_continued(values, tmp_path):

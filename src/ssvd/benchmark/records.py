@@ -24,11 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ssvd.benchmark.archive import pack, unpack
 from ssvd.corpora.utterances import Skipped
-from ssvd.documents import parse_json, read_json
+from ssvd.documents import parse_json, parse_yaml, read_json
 from ssvd.errors import UserError, shortened
 from ssvd.files import check_new, whole_file, write_json, write_json_lines, write_whole
 from ssvd.scoring import Unit
@@ -280,7 +281,7 @@ def restore_study(stored: Path, folder: Path) -> None:
         UserError: The stored study is damaged, or the folder is not empty.
     """
     check_new(folder)
-    study, grid = read_study(stored), _grid_text(stored)
+    study, grid = read_study(stored), _stored_grid(stored)
     records: list[Trial | Failure] = [*study.results, *study.trials, *study.failures]
     for record in records:
         path = record_path(folder, type(record), record.id)
@@ -289,6 +290,14 @@ def restore_study(stored: Path, folder: Path) -> None:
     for (name, corpus), hypotheses in study.texts.items():
         write_hypotheses(folder, name, corpus, hypotheses)
     write_whole(folder / GRID, grid)
+
+
+def _stored_grid(stored: Path) -> str:
+    """Return the grid of a stored study without its comments, as a benchmark would have written it."""
+    try:
+        return yaml.safe_dump(parse_yaml(_grid_text(stored)), sort_keys=False)
+    except ValueError as error:
+        raise UserError(f"{stored / GRID} is not YAML ({error}): {_RESTORE}.") from None
 
 
 def _grid_text(folder: Path) -> str:
