@@ -7,7 +7,6 @@ import pytest
 from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.selection import field_value
 from ssvd.errors import UserError
-from ssvd.preparation import filtering
 from ssvd.preparation.filtering import Thresholds
 from ssvd.recognisers.decoding import Transcript
 
@@ -35,7 +34,7 @@ def heard(monkeypatch):
         def decode(speech, cuts, **options):
             return (Transcript(" ".join(["word"] * (10 - words)), "") for _ in cuts)
 
-        monkeypatch.setattr(filtering, "decode", decode)
+        monkeypatch.setattr("ssvd.evaluate.decode", decode)
 
     return leave_out
 

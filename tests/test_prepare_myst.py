@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from ssvd import evaluate
 from ssvd.corpora.corpus import read_corpus
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
 from ssvd.files import state_of
-from ssvd.preparation import filtering
 from ssvd.preparation.listings import Listings
 from ssvd.preparation.myst import PAPER, RULES, clean, clean_as_espnet, read_myst
 from ssvd.preparation.prepare import prepare_myst
@@ -395,13 +395,13 @@ def test_filter_drops_what_the_recogniser_hears_otherwise(ssvd, spoken, embedded
 
 def test_a_killed_filter_goes_on_with_what_it_has_not_heard(spoken, embedded, tmp_path, monkeypatch):
     decoded: list[str] = []
-    original = filtering.decode
+    original = evaluate.decode
 
     def decode(speech, cuts, **options):
         decoded.extend(cut.id for cut in cuts)
         return original(speech, cuts, **options)
 
-    monkeypatch.setattr(filtering, "decode", decode)
+    monkeypatch.setattr(evaluate, "decode", decode)
 
     def kill(doing):
         if doing.endswith("has decoded 5 of 12"):

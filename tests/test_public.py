@@ -23,18 +23,30 @@ def test_verbs_are_modules_whatever_was_imported_before():
     assert ssvd.adapt.adapt is adapt and ssvd.evaluate.evaluate is evaluate
 
 
-def test_import_registers_the_methods_without_the_packages_for_speech():
-    code = """
+def run_fresh(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("imports", ["peft, ssvd", "ssvd, peft"])
+def test_import_registers_the_methods_without_the_packages_for_speech(imports):
+    run_fresh(f"""
 import sys
 for name in ("lhotse", "soundfile", "lightning", "jiwer", "pydantic"):
     sys.modules[name] = None
-import peft, ssvd
-assert {"SSVD", "SVFT"} <= set(peft.PeftType.__members__), list(peft.PeftType)
+import {imports}
+assert {{"SSVD", "SVFT"}} <= set(peft.PeftType.__members__), list(peft.PeftType)
 try:
     ssvd.read_corpus
 except ModuleNotFoundError as error:
     assert error.name in sys.modules, error
 else:
     raise AssertionError
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+""")
+
+
+def test_reading_corpora_and_reporting_does_not_wait_for_peft():
+    run_fresh("""
+import sys
+import ssvd.corpora.check, ssvd.preparation.prepare, ssvd.reports.page, ssvd.demo.synthetic
+assert not {"peft", "transformers"} & sys.modules.keys()
+""")

@@ -1,8 +1,10 @@
 """SSVD: structured SVD fine-tuning of speech recognisers (arXiv 2509.02830).
 
-Importing this package registers SSVD and SVFT with Hugging Face PEFT, for `get_peft_model` and for loading adapters.
-The functions below that read corpora, load models and score texts are imported when they are used; they need the
-extra `ssvd[speech]`. What the command line does is in modules, whose functions have the same names:
+Importing this package registers SSVD and SVFT with Hugging Face PEFT, for `get_peft_model` and for loading adapters:
+at once if PEFT has been imported, else as soon as it is. Importing PEFT takes seconds, which is too long for commands
+that only read corpora. The names below are imported when they are used; the functions that read corpora, load models
+and score texts need the extra `ssvd[speech]`. What the command line does is in modules, whose functions have the same
+names:
 
     from ssvd.adapt import AdaptOptions, adapt
     from ssvd.evaluate import evaluate
@@ -15,17 +17,20 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import wrapt
+
 from ssvd.errors import UserError
 
 # PEFT imports it where it is installed; it warns of a kernel that it does without, and of every product of 8 bits.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-from ssvd.tuners import SSVDConfig, SSVDModel, SVFTConfig, SVFTModel  # noqa: E402
+wrapt.register_post_import_hook(lambda _: import_module("ssvd.tuners"), "peft")
 
 if TYPE_CHECKING:
     from ssvd.corpora.corpus import read_corpus
     from ssvd.recognisers.loading import load_model
     from ssvd.scoring import compare, normaliser, score
+    from ssvd.tuners import SSVDConfig, SSVDModel, SVFTConfig, SVFTModel
 
 __version__ = version("ssvd")
 
@@ -44,6 +49,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "SSVDConfig": "ssvd.tuners",
+    "SSVDModel": "ssvd.tuners",
+    "SVFTConfig": "ssvd.tuners",
+    "SVFTModel": "ssvd.tuners",
     "compare": "ssvd.scoring",
     "load_model": "ssvd.recognisers.loading",
     "normaliser": "ssvd.scoring",

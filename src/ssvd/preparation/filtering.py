@@ -14,11 +14,9 @@ from ssvd.corpora.cut import Cut
 from ssvd.corpora.selection import common_language, field_names, field_value
 from ssvd.corpora.utterances import Skipped
 from ssvd.errors import UserError
-from ssvd.evaluate import decode
 from ssvd.files import Journal
 from ssvd.grouping import Grouping
 from ssvd.hardware import pick_device
-from ssvd.recognisers.loading import load_model
 from ssvd.scoring import normaliser, usual_normaliser
 from ssvd.training.batches import by_length
 
@@ -155,6 +153,10 @@ def drop_mismatched(
         decoded = {cut.id: earlier[cut.id] for cut in wanted if cut.id in earlier}
         missing = [cut for cut in wanted if cut.id not in decoded]
         if missing:
+            # They import PEFT, which takes seconds, and most corpora are prepared without a model.
+            from ssvd.evaluate import decode
+            from ssvd.recognisers.loading import load_model
+
             speech = load_model(model, language=language)
             speech.module.to(pick_device(device))
             texts = (transcript.text for transcript in decode(speech, missing, batch_size=batch_size))
