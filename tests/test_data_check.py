@@ -339,14 +339,10 @@ def test_two_checks_in_one_folder(manifest, tmp_path):
         Check([manifest], tmp_path / "out")
 
 
-def _die() -> None:
-    """As a process does when memory runs out."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_killed_process_is_one_sentence(manifest, tmp_path):
     message = r"A process of the check was killed.*run it again to continue"
-    with Check([manifest], tmp_path / "out", load_fault=_die) as checking, pytest.raises(StoppedError, match=message):
+    die = partial(signal.raise_signal, signal.SIGKILL)  # as a process does when memory runs out
+    with Check([manifest], tmp_path / "out", load_fault=die) as checking, pytest.raises(StoppedError, match=message):
         checking.run(2)
 
 
