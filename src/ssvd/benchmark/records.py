@@ -281,7 +281,7 @@ def restore_study(stored: Path, folder: Path) -> None:
         UserError: The stored study is damaged, or the folder is not empty.
     """
     check_new(folder)
-    study, grid = read_study(stored), _stored_grid(stored)
+    study, grid = read_study(stored), _grid_without_comments(stored)
     records: list[Trial | Failure] = [*study.results, *study.trials, *study.failures]
     for record in records:
         path = record_path(folder, type(record), record.id)
@@ -292,8 +292,8 @@ def restore_study(stored: Path, folder: Path) -> None:
     write_whole(folder / GRID, grid)
 
 
-def _stored_grid(stored: Path) -> str:
-    """Return the grid of a stored study without its comments, as a benchmark would have written it."""
+def _grid_without_comments(stored: Path) -> str:
+    """Return the text of a stored grid as a benchmark writes it; the scheduler takes any other for a user's own."""
     try:
         return yaml.safe_dump(parse_yaml(_grid_text(stored)), sort_keys=False)
     except ValueError as error:
